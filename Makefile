@@ -1,0 +1,91 @@
+# Everything a checkout needs, from nothing: `make demo`, `make test`. Each target sets up what it lacks in .venv, once.
+#
+#   PYTHON=python3.12      interpreter for a new .venv              (default python3; 3.11 or later for constraints.txt)
+#   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
+#   PYTEST_ARGS="-k conv"  passed to pytest
+#   GLASSCONV_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see "Building" in README.md
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_OUT ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+BASE_STAMP := $(VENV)/.glassconv-base
+TOOLS_STAMP := $(VENV)/.glassconv-tools
+CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | grep -v clebsch_gordan)
+
+# One worker per core; a worker's own threads would only compete with the other workers. (Slow tests use all cores themselves.)
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -o junit_family=xunit1
+
+.PHONY: help demo test ci-full lint format build bench clean
+
+help:
+	@echo "make demo     train a small network on the packaged sample; metrics and plots in $(DEMO_OUT)"
+	@echo "make test     the tests for every change"
+	@echo "make ci-full  everything CI checks, then the long tests"
+	@echo "make lint     formatting, lint and types;  make format: apply the formatting"
+	@echo "make build    the native extension, in place"
+	@echo "make bench    benchmarks, with records in benchmarks/results"
+	@echo "make clean    remove build products and caches (not .venv)"
+
+# pip is the last thing a new environment gets: without it the creation was interrupted.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "glassconv: $(PYTHON) not found; install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "glassconv: $(PYTHON) is $$($(PYTHON) --version 2>&1), the tested versions need 3.11 or later; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "glassconv: creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "glassconv: $(PYTHON) cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+# torch first and alone, so that nothing installed after it can choose another one; the extension is compiled against it.
+$(BASE_STAMP): constraints.txt | $(BIN)/pip
+	@echo "glassconv: installing torch and the build requirements"
+	@$(PIP_INSTALL) torch
+	@$(PIP_INSTALL) setuptools wheel ninja pybind11 numpy
+	@touch $@
+
+# Without the extension: pip would compile it in a folder that it throws away, `make build` recompiles only what changed.
+$(TOOLS_STAMP): pyproject.toml setup.py $(BASE_STAMP)
+	@command -v $${CXX:-g++} >/dev/null || { echo "glassconv: no C++ compiler ($${CXX:-g++}); install g++ 12 or later (Debian, Ubuntu: apt install g++), or set CXX" >&2; exit 1; }
+	@echo "glassconv: installing what the package and its extras need"
+	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[train,simulate,test,bench,dev]'
+	@touch $@
+
+build: $(TOOLS_STAMP)
+	@$(PY) setup.py --quiet build_ext --inplace
+
+demo: build
+	$(BIN)/glassconv train sample --test 2 --overwrite --out $(DEMO_OUT)
+
+test: build
+	$(PYTEST) -m "not slow" --junitxml=build/test-results.xml $(PYTEST_ARGS)
+
+ci-full: build
+	.ci/run
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(TOOLS_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+format: $(TOOLS_STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: build
+	@set -- benchmarks/bench_*.py; for script; do echo "== $$script"; $(PY) "$$script"; done
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -f glassconv/_C*.so glassconv/_build.json
+	find glassconv tests benchmarks csrc .ci -name __pycache__ -prune -exec rm -rf {} +

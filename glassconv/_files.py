@@ -1,0 +1,36 @@
+"""Writing results so that an interrupted write never leaves half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_bytes", "write_json", "write_text"]
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file atomically: a temporary file in the same folder, then a rename over the old one."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused (JSON has none), use None.
+
+    Raises:
+        ValueError: on NaN or infinity in ``content``.
+    """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

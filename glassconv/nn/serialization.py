@@ -1,0 +1,64 @@
+"""Networks in files without pickle: tensors in safetensors format, the options as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = "glassconv.nn.SE3GNN"
+VERSION = 1
+
+
+def write(path: str | os.PathLike[str], description: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Write a network atomically: a temporary file in the same folder takes the place of the old one.
+
+    Args:
+        path: the file.
+        description: options and metadata, anything JSON can hold.
+        state: the tensors; their bits are kept.
+    """
+    path = Path(path)
+    header = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description)}
+    content = save({name: value.detach().cpu().contiguous() for name, value in state.items()}, header)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write` wrote: (description, tensors on the CPU).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of this format, or of a later version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a saved network, got {path}, which does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"path: expected a network saved by SE3GNN.save, got {path} ({error})") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"path: expected format {FORMAT!r}, got {header.get('format')!r} in {path}")
+    if int(header["version"]) > VERSION:
+        raise ValueError(f"path: expected version {VERSION} or earlier, got {header['version']} in {path}")
+    description: dict[str, Any] = json.loads(header["description"])
+    return description, state
+
+
+def floating_dtype(state: dict[str, Tensor]) -> torch.dtype:
+    """The dtype of the network that the tensors belong to."""
+    return next(value.dtype for value in state.values() if value.is_floating_point() and value.numel() > 0)

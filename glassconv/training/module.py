@@ -1,0 +1,125 @@
+"""The training step: standardized mean squared error, Adam, learning-rate schedule, validation
+correlation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from glassconv.nn import SE3GNN, Batch
+from glassconv.training.metrics import pearson
+from glassconv.training.options import TrainingOptions
+
+__all__ = ["PropensityModule"]
+
+
+class PropensityModule(pl.LightningModule):
+    """A network in training.
+
+    Metrics under the names that ``log.csv`` uses: ``train_loss``, and with a validation set
+    ``validation_loss`` and ``validation_pearson`` (mean over the types in the loss, times and configurations;
+    where undefined, for a network that still predicts a constant, counted as 0).
+
+    Args:
+        model: the network, its statistics set.
+        options: see `TrainingOptions`.
+    """
+
+    def __init__(self, model: SE3GNN, options: TrainingOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self._losses: list[Tensor] = []
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        """Mean squared error of one minibatch, in standardized units."""
+        loss = self._loss(self.model(batch), batch)
+        self._losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the losses of the epoch before."""
+        self._losses = []
+        self._validation = []
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        """Loss and correlations of one configuration."""
+        prediction, targets = self.model(batch), self._targets(batch)
+        correlations = []
+        for particle_type in self._types(batch):
+            chosen = batch.types == particle_type
+            correlations.append(pearson(prediction[chosen].T, targets[chosen].T))
+        mean = torch.stack(correlations).nan_to_num(0.0).mean()
+        self._validation.append((self._loss(prediction, batch), mean))
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """The metrics of the epoch that has just been trained and validated, and its learning rate."""
+        metrics = {"train_loss": float(torch.stack(self._losses).mean())}
+        if self._validation:
+            losses, correlations = zip(*self._validation, strict=True)
+            metrics["validation_loss"] = float(torch.stack(losses).mean())
+            metrics["validation_pearson"] = float(torch.stack(correlations).mean())
+        optimizer: Any = self.optimizers()
+        metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+        return metrics
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedule here, before the checkpoint is written, so that a resumed run continues
+        exactly.
+        """
+        metrics = self.epoch_metrics()
+        if not math.isfinite(metrics["train_loss"]):
+            # before the checkpoint: the last good one stays
+            raise FloatingPointError(
+                f"training loss: expected a finite number, got {metrics['train_loss']} "
+                f"in epoch {self.current_epoch}; a smaller learning rate may help"
+            )
+        for name, value in metrics.items():
+            self.log(name, value, on_step=False, on_epoch=True, batch_size=1)
+        scheduler: Any = self.lr_schedulers()
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            # both to be maximized: a smaller training loss is a larger negative one
+            scheduler.step(metrics.get("validation_pearson", -metrics["train_loss"]))
+        elif scheduler is not None:
+            scheduler.step()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's own step, which for plateaus comes after the checkpoint: replaced by the one above."""
+
+    def configure_optimizers(self) -> Any:
+        """Adam and the schedule of the options."""
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.options.learning_rate)
+        if self.options.schedule == "constant":
+            return optimizer
+        scheduler: Any
+        if self.options.schedule == "cosine":
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.options.epochs)
+        else:
+            # an absolute threshold: a relative one has the wrong sign for a loss that was turned negative
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, "max", 0.5, self.options.schedule_patience, threshold=1e-4, threshold_mode="abs"
+            )
+        # Lightning asks for a monitor with plateaus; the value is given by hand in on_train_epoch_end
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
+
+    def _targets(self, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return self.model.standardize(batch.targets, batch.types)
+
+    def _types(self, batch: Batch) -> list[int]:
+        present = [int(t) for t in batch.types.unique()]
+        wanted = self.options.loss_types
+        return present if wanted is None else [t for t in present if t in wanted]
+
+    def _loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        squared = (prediction - self._targets(batch)).square()
+        if self.options.loss_types is not None:
+            wanted = torch.tensor(self.options.loss_types, device=batch.types.device)
+            squared = squared[torch.isin(batch.types, wanted)]
+        return squared.mean()

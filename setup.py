@@ -1,0 +1,175 @@
+"""Build of the native extension glassconv._C, with ninja.
+
+Environment: GLASSCONV_CUDA=auto|1|0, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS. See "Building" in the README.
+GLASSCONV_NATIVE=0 installs the pure-Python package alone.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra".split()
+# one object per instruction set: (name, flags); the first runs everywhere
+ISA_LEVELS = [("plain", [])]
+if platform.machine() in ("x86_64", "AMD64"):
+    avx512 = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mprefer-vector-width=512"
+    ISA_LEVELS += [
+        ("avx2", ["-DGLASSCONV_LANE_BYTES=32", "-mavx2", "-mfma"]),
+        ("avx512", ["-DGLASSCONV_LANE_BYTES=64", "-mavx2", "-mfma", *avx512.split()]),
+    ]
+# sources compiled once per instruction set; the first are the slowest and should start first
+PER_ISA = ["conv_double_backward", "conv_backward", "conv_forward", "spherical_harmonics"]
+
+
+def find_compiler() -> str:
+    """The C++ compiler, checked to be there and recent enough."""
+    cxx = shutil.which(os.environ.get("CXX", "g++"))
+    if cxx is None:
+        raise SystemExit(
+            "glassconv: no C++ compiler found. Install g++ 12 or newer (Debian, Ubuntu: apt install g++; "
+            "conda: conda install gxx_linux-64), or set CXX to one.\n"
+            "GLASSCONV_NATIVE=0 installs the slower pure-PyTorch package without one."
+        )
+    version = (
+        subprocess.run([cxx, "-dumpfullversion"], capture_output=True, text=True, check=False).stdout or "0"
+    )
+    is_clang = (
+        "clang" in subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    )
+    if not is_clang and int(version.split(".")[0]) < 12:
+        raise SystemExit(
+            f"glassconv: expected g++ 12 or newer, got {cxx} {version.strip()}; set CXX to another one."
+        )
+    return cxx
+
+
+def find_torch():
+    """The torch to build against."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise SystemExit(
+            "glassconv: torch is not importable in the build environment. Install torch first, then:\n"
+            "  pip install --no-build-isolation ."
+        ) from error
+    return torch, cpp_extension
+
+
+def find_cuda() -> tuple[Path | None, str]:
+    """The CUDA toolkit to build with (or None), and the reason in words."""
+    wanted = os.environ.get("GLASSCONV_CUDA", "auto")
+    if wanted not in ("auto", "1", "0"):
+        raise SystemExit(f"GLASSCONV_CUDA: expected auto, 1 or 0, got {wanted!r}")
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    if wanted == "0":
+        return None, "GLASSCONV_CUDA=0"
+    if not sources:
+        if wanted == "1":
+            raise SystemExit("GLASSCONV_CUDA=1: this version has no CUDA kernels")
+        return None, "this version has no CUDA kernels"
+    found = shutil.which("nvcc")
+    candidates = [
+        os.environ.get("CUDA_HOME"),
+        found and str(Path(found).resolve().parents[1]),
+        "/usr/local/cuda",
+    ]
+    candidates += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
+    for home in filter(None, candidates):
+        # `nvcc` on PATH may be a wrapper script outside the toolkit
+        if (Path(home) / "bin/nvcc").exists() and (Path(home) / "include/cuda_runtime.h").exists():
+            return Path(home), f"toolkit at {home}"
+    if wanted == "1":
+        raise SystemExit("GLASSCONV_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME to it")
+    return None, "no CUDA toolkit found"
+
+
+class NinjaBuild(build_ext):
+    """Compiles every source with flags of its own, which setuptools' and torch's own builders cannot."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch, cpp_extension = find_torch()
+        import pybind11
+
+        cxx = find_compiler()
+        cuda, reason = find_cuda()
+        print(f"glassconv: torch {torch.__version__}, {cxx}; CUDA: {'yes' if cuda else 'no'} ({reason})")
+        include = [sysconfig.get_paths()["include"], pybind11.get_include(), *cpp_extension.include_paths()]
+        torch_flags = [
+            *(shlex.quote(f"-isystem{path}") for path in include),
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+            f'-DGLASSCONV_TORCH_VERSION=\\"{torch.__version__}\\"',
+            '-DGLASSCONV_CUDA_VERSION=\\"\\"',
+            "-fopenmp",
+        ]
+        # a fused multiply-add that nobody asked for would move a distance across the cutoff
+        exact = ["-ffp-contract=off"]
+        jobs = [
+            (ROOT / f"csrc/cpu/{name}.cpp", isa, [f"-DGLASSCONV_ISA={isa}", *flags])
+            for name in PER_ISA
+            for isa, flags in reversed(ISA_LEVELS)
+        ]
+        jobs += [(path, "", torch_flags + exact) for path in sorted((ROOT / "csrc/torch").glob("*.cpp"))]
+        rest = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.stem not in PER_ISA)
+        jobs += [(path, "", exact) for path in rest]
+        self.run_ninja(ext, cxx, jobs, cpp_extension.library_paths())
+        record = Path(self.get_ext_fullpath(ext.name)).with_name("_build.json")
+        record.write_text(json.dumps({"torch": torch.__version__}) + "\n")
+
+    def run_ninja(self, ext: Extension, cxx: str, jobs: list, library_dirs: list[str]) -> None:
+        """Write build.ninja (compile rules with dependency files, one link) and run it."""
+        import ninja
+
+        temp = Path(self.build_temp).resolve()
+        temp.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def escape(path: Path) -> str:
+            return re.sub(r"([$ :])", r"$\1", str(path))
+
+        compile_command = "$cxx -MMD -MF $out.d $cxxflags $flags -c $in -o $out"
+        lines = [
+            f"cxx = {shlex.quote(cxx)}",
+            f"cxxflags = {' '.join(CXXFLAGS)} {os.environ.get('CXXFLAGS', '')}",
+            f"rule compile\n  command = {compile_command}\n  description = compile $name",
+            "  depfile = $out.d\n  deps = gcc",
+            "rule link\n  command = $cxx -shared $in $flags -o $out.part && mv $out.part $out",
+            "  description = link $out",
+        ]
+        objects = []
+        for source, variant, flags in jobs:
+            name = f"{source.parent.name}/{source.stem}{variant and '.' + variant}"
+            objects.append(temp / f"{name.replace('/', '.')}.o")
+            lines.append(f"build {escape(objects[-1])}: compile {escape(source)}")
+            lines.append(f"  flags = {' '.join(flags)}\n  name = {name}")
+        link = [shlex.quote(f"-L{path}") for path in library_dirs]
+        link += ["-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-fopenmp", "-s"]
+        lines.append(f"build {escape(target)}: link {' '.join(map(escape, objects))}")
+        lines.append(f"  flags = {' '.join(link)}")
+        (temp / "build.ninja").write_text("\n".join(lines) + "\n")
+        command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(temp)]
+        if "MAX_JOBS" in os.environ:
+            command.append(f"-j{os.environ['MAX_JOBS']}")
+        subprocess.run(command, check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        record = Path(self.build_lib) / "glassconv/_build.json"
+        shutil.copy(record, ROOT / "glassconv" / record.name)
+
+
+setup(
+    ext_modules=[] if os.environ.get("GLASSCONV_NATIVE") == "0" else [Extension("glassconv._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
