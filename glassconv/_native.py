@@ -40,7 +40,7 @@ def _load() -> ModuleType:
     record = Path(__file__).with_name("_build.json")
     if record.exists():
         built_with = str(json.loads(record.read_text())["torch"])
-        # torch's C++ ABI changes between minor releases: loading may fail for a missing symbol, or worse, succeed
+        # torch's C++ ABI changes with minor releases: loading may fail for a missing symbol or, worse, not
         if _release(built_with) != _release(torch.__version__):
             raise ImportError(
                 f"the native extension was built with torch {built_with}, this is torch {torch.__version__}; "

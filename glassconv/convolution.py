@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glassconv import _native
+from glassconv._compile import constant_when_compiled
 from glassconv.graph import Graph
 from glassconv.paths import PathEntry, Paths
 from glassconv.reference.convolution import conv as _reference_conv
@@ -18,7 +19,7 @@ from glassconv.reference.spherical_harmonics import spherical_harmonics as _refe
 __all__ = ["PathEntry", "Paths", "conv", "spherical_harmonics"]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _native_is_chosen() -> bool:
     # a constant for torch.compile, which could trace neither the environment nor the loading of the extension
     return _native.backend() == "native"

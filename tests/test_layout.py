@@ -52,7 +52,7 @@ PARTS = {
     "cli": {"nn", "data", "simulation", "training", "plotting"},
 }
 # Helpers without any science, for every part.
-HELPERS = {"glassconv._environment", "glassconv._files"}
+HELPERS = {"glassconv._compile", "glassconv._environment", "glassconv._files"}
 
 CXX_FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in CXX_SUFFIXES)
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))

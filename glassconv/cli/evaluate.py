@@ -48,8 +48,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, score, report."""
-    from glassconv.training import evaluate, table, write_report
     from glassconv._environment import environment
+    from glassconv.training import evaluate, table, write_report
 
     set_threads(arguments.threads)
     path, model = load_model(arguments.model)

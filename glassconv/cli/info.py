@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from glassconv.cli.common import add_command
 from glassconv._environment import environment
+from glassconv.cli.common import add_command
 
 
 def add_parser(commands: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from glassconv._files import write_json
 from glassconv.cli.common import (
     CommandError,
     add_command,
@@ -22,7 +23,6 @@ from glassconv.cli.common import (
 )
 from glassconv.cli.evaluate import needed_fields
 from glassconv.data import Configuration
-from glassconv._files import write_json
 from glassconv.training.metrics import GroupScore, table
 from glassconv.training.options import SCHEDULES, TrainingOptions
 
@@ -298,8 +298,8 @@ def _how_to_continue(folder: Path) -> str:
 
 def _report(folder: Path, result: Any, parts: dict[str, list[Configuration]], *, as_json: bool) -> None:
     from glassconv import plotting
-    from glassconv.training import evaluate, write_report
     from glassconv._environment import environment
+    from glassconv.training import evaluate, write_report
 
     scores: dict[str, list[GroupScore]] = {
         name: evaluate(result.model, part) for name, part in parts.items() if part

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from glassconv._compile import constant_when_compiled
 from glassconv.reference.spherical_harmonics import spherical_harmonics
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from glassconv.neighbors import Graph
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _wigner_3j(l_in: int, l_sh: int, l_out: int) -> Any:
     from e3nn import o3
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glassconv._files import write_json
 from glassconv.data import Configuration
 from glassconv.nn import SE3GNN
-from glassconv._files import write_json
 from glassconv.training.metrics import GroupScore, score
 
 __all__ = ["evaluate", "write_report"]

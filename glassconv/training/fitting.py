@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from glassconv.data import Configuration
-from glassconv.nn import SE3GNN
 from glassconv._environment import environment
 from glassconv._files import write_json
+from glassconv.data import Configuration
+from glassconv.nn import SE3GNN
 from glassconv.training.options import TrainingOptions
 
 __all__ = ["FitResult", "fit"]
