@@ -1,4 +1,4 @@
-"""SE3GNN in the TensorProduct, scatter, Linear and BatchNorm of e3nn: a peer to time, an oracle for the tests."""
+"""SE3GNN in e3nn's TensorProduct, scatter, Linear and BatchNorm: a peer to time, an oracle for tests."""
 
 from __future__ import annotations
 

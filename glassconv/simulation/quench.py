@@ -28,7 +28,7 @@ Progress = Callable[[int, int, float], None]
 # neighboring minimum less often than 0.1 and 5. Time steps are for mass 1; with a largest one of 0.04 or more
 # the stiffest vibrations of the Kob-Andersen liquid become unstable and two to four times the steps are
 # needed.
-_DT_START = 0.005
+_DT_START = 0.001
 _DT_MAX = 0.03
 _DT_MIN = 1e-4
 _DT_GROW = 1.1
