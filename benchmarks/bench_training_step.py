@@ -2,9 +2,9 @@
 
     python benchmarks/bench_training_step.py [--threads 2] [--rounds 5] [--without-e3nn]
 
-The network: 8 layers, C = 8, l_max 3, natural parity, float32. Workload: N = 4096, one random particle in each
-cell of a cubic lattice, periodic, cutoff 2.0; density 1.25 gives the 167,000 edges of a Kob-Andersen
-liquid. A step is forward, mean square, backward to all parameters; the neighbor graph is made before. Each
+The network: 8 layers, C = 8, l_max 3, natural parity, float32. Workload: N = 4096, a random particle in each
+cell of a cubic lattice, periodic, cutoff 2.0; density 1.25 gives the 167,000 edges of a Kob-Andersen liquid.
+A step is forward, mean square, backward to all parameters; the neighbor graph is made before. Each
 implementation runs in a process of its own, so that the peak of its resident memory is its own. Records go to
 `results/`.
 """

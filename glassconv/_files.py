@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_bytes", "write_json", "write_text"]
+__all__ = ["in_place_of", "write_bytes", "write_json", "write_text"]
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file atomically: a temporary file in the same folder, then a rename over the old one."""
+@contextmanager
+def in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file in the same folder, to be written in the `with` block; then it replaces `path`."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(target)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file atomically."""
+    with in_place_of(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

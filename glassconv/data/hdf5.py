@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from glassconv._files import in_place_of
 from glassconv.data.configuration import Configuration
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "read_hdf5", "write_hdf5"]
@@ -64,7 +64,7 @@ def write_hdf5(
     configurations = list(configurations)
     if not configurations:
         raise ValueError("configurations: expected at least one, got none")
-    with _in_place_of(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    with in_place_of(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["n_configurations"] = len(configurations)
@@ -157,17 +157,6 @@ def _read_one(file: h5py.File, where: str) -> Configuration:
         name=str(group.attrs["name"]),
         metadata=json.loads(group["metadata"].asstr()[()]),
     )
-
-
-@contextmanager
-def _in_place_of(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _reason(error: Exception) -> str:

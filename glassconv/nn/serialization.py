@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from glassconv._files import write_bytes
+
 FORMAT = "glassconv.nn.SE3GNN"
 VERSION = 1
 
@@ -24,15 +26,9 @@ def write(path: str | os.PathLike[str], description: dict[str, Any], state: dict
         description: options and metadata, anything JSON can hold.
         state: the tensors; their bits are kept.
     """
-    path = Path(path)
     header = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description)}
     content = save({name: value.detach().cpu().contiguous() for name, value in state.items()}, header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, content)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,7 +9,6 @@ same bits.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glassconv._files import in_place_of
 from glassconv.simulation.engine import Array, Engine, State
 from glassconv.simulation.kob_andersen import FRACTION_A
 from glassconv.simulation.protocol import SimulationProtocol
@@ -40,11 +40,9 @@ def configuration_file(parts: Path, chain: int, index: int) -> Path:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any] | float]) -> None:
     """Write an npz file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     content: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
-    with temporary.open("wb") as stream:
+    with in_place_of(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **content)
-    temporary.replace(path)
 
 
 def particle_types(n_particles: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import glassconv
+from glassconv._files import write_json
 from glassconv.simulation import kob_andersen
 from glassconv.simulation.engine import SimulationError, lammps_version
 from glassconv.simulation.isoconfigurational import (
@@ -127,12 +128,6 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def _check_finished(out: Path, protocol: SimulationProtocol) -> None:
     from glassconv.data import read
 
@@ -156,8 +151,8 @@ def _open_parts(out: Path, protocol: SimulationProtocol, provenance: dict[str, A
     parts.mkdir(parents=True, exist_ok=True)
     stored = parts / PROTOCOL_FILE
     if not stored.exists():
-        _write_json(parts / PROVENANCE_FILE, provenance)
-        _write_json(stored, protocol.to_dict())  # last: its presence says that the folder is complete
+        write_json(parts / PROVENANCE_FILE, provenance)
+        write_json(stored, protocol.to_dict())  # last: its presence says that the folder is complete
         return parts
     versions = [json.loads((parts / PROVENANCE_FILE).read_text())["lammps"], provenance["lammps"]]
     if json.loads(stored.read_text()) != protocol.to_dict() or versions[0] != versions[1]:

@@ -25,9 +25,9 @@ __all__ = ["quench"]
 Progress = Callable[[int, int, float], None]
 
 # FIRE parameters: those of the 2006 paper, alpha and the delay as in the 2020 one, which overshoots into a
-# neighboring minimum less often than 0.1 and 5. Time steps are for mass 1; with a largest one of 0.04 or more
-# the stiffest vibrations of the Kob-Andersen liquid become unstable and two to four times the steps are
-# needed.
+# neighboring minimum less often than 0.1 and 5; so does a small first time step, the first forces being
+# large. Time steps are for mass 1: with a largest one of 0.04 or more the stiffest vibrations of the
+# Kob-Andersen liquid become unstable and two to four times the steps are needed.
 _DT_START = 0.001
 _DT_MAX = 0.03
 _DT_MIN = 1e-4
