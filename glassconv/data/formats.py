@@ -23,7 +23,7 @@ __all__ = ["read", "read_botan", "read_glassbench"]
 _DENSITY = 1.2  # of every three-dimensional Kob-Andersen data set below; their npz files do not say the box
 
 # Times of measurement by temperature, which their files do not say either, and the index k = 0..9 of each in
-# the name "..._tc0k.npz" of a BOTAN file or in the rows of md_prop in GlassBench; index 7 is the relaxation time.
+# the name "..._tc0k.npz" of a BOTAN file or in the rows of md_prop in GlassBench; 7 is the relaxation time.
 # Only those that go with the published results (Jung et al., arXiv 2311.14752) and whose index is certain.
 _TIMES: dict[float, dict[int, float]] = {
     0.44: {7: 4120.0},

@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 
 
 @constant_when_compiled
-def _wigner_3j(l_in: int, l_sh: int, l_out: int) -> Any:
+def _scaled_wigner_3j(l_in: int, l_sh: int, l_out: int) -> Any:
     from e3nn import o3
 
-    return o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64, device="cpu").tolist()
+    return (sqrt(2 * l_out + 1) * o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64, device="cpu")).tolist()
 
 
 @cache
 def _kept_coupling(l_in: int, l_sh: int, l_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what is kept must serve callers in any mode
-        wigner = torch.tensor(_wigner_3j(l_in, l_sh, l_out), dtype=torch.float64)
-        return (sqrt(2 * l_out + 1) * wigner).to(dtype=dtype, device=device)
+        return torch.tensor(_scaled_wigner_3j(l_in, l_sh, l_out), dtype=dtype, device=device)
 
 
 def coupling(l_in: int, l_sh: int, l_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -37,8 +36,7 @@ def coupling(l_in: int, l_sh: int, l_out: int, dtype: torch.dtype, device: torch
     Computed in float64 and rounded once, whatever the default dtype.
     """
     if torch.compiler.is_compiling():  # tracing sees through caches; numbers it can take as constants
-        wigner = torch.tensor(_wigner_3j(l_in, l_sh, l_out), dtype=torch.float64)
-        return (sqrt(2 * l_out + 1) * wigner).to(dtype=dtype, device=device)
+        return torch.tensor(_scaled_wigner_3j(l_in, l_sh, l_out), dtype=dtype, device=device)
     return _kept_coupling(l_in, l_sh, l_out, dtype, device)
 
 
