@@ -43,7 +43,25 @@ inline TaskPlan plan_tasks(int64_t n_nodes, int64_t bytes_per_task) {
   return {rows == 0 ? 0 : (n_nodes + rows - 1) / rows, rows};
 }
 
-// Runs worker.task(task) for every task; each thread has a Worker of its own, made by Worker(shared, arena).
+// A thread's working memory, kept between calls: on small graphs its page faults would take longer than the work.
+class Workspace {
+ public:
+  ~Workspace() { free(memory_); }
+  char* at_least(size_t bytes) {
+    if (bytes > size_) {
+      free(memory_);
+      memory_ = static_cast<char*>(aligned_alloc(64, bytes));
+      size_ = memory_ == nullptr ? 0 : bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Runs worker.task(task) for every task; each thread has a Worker of its own, made by Worker::layout(shared, arena).
 template <class Worker, class Shared>
 bool run_tasks(const Shared& shared, int64_t n_tasks, const Executor& executor) {
   struct Context {
@@ -58,7 +76,8 @@ bool run_tasks(const Shared& shared, int64_t n_tasks, const Executor& executor) 
         Context& c = *static_cast<Context*>(raw);
         Arena measure(nullptr);
         Worker::layout(*c.shared, measure);
-        char* const memory = static_cast<char*>(aligned_alloc(64, measure.used() + 64));
+        static thread_local Workspace workspace;
+        char* const memory = workspace.at_least(measure.used() + 64);
         if (memory == nullptr) {
           __atomic_store_n(&c.failed, true, __ATOMIC_RELAXED);
           return;
@@ -70,7 +89,6 @@ bool run_tasks(const Shared& shared, int64_t n_tasks, const Executor& executor) 
           if (task >= c.n_tasks) break;
           worker.task(task);
         }
-        free(memory);
       },
       &context);
   return !context.failed;

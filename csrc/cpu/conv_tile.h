@@ -126,12 +126,7 @@ struct ScalarMatrix {
 
 template <class T, int n_m, int n_b>
 GLASS_INLINE void multiply_patch(const ScalarMatrix<T>& a, int64_t n_k, const Lanes<T>* in, Lanes<T>* out, bool accumulate) {
-  Lanes<T> sum[n_m][n_b];
-#pragma GCC unroll 4
-  for (int m = 0; m < n_m; ++m) {
-#pragma GCC unroll 4
-    for (int b = 0; b < n_b; ++b) sum[m][b] = accumulate ? out[m * kMaxBlocks + b] : Lanes<T>{};
-  }
+  Lanes<T> sum[n_m][n_b] = {};
   for (int64_t k = 0; k < n_k; ++k) {
     const T* const scalars = a.data + k * a.col_stride;
 #pragma GCC unroll 4
@@ -143,7 +138,10 @@ GLASS_INLINE void multiply_patch(const ScalarMatrix<T>& a, int64_t n_k, const La
 #pragma GCC unroll 4
   for (int m = 0; m < n_m; ++m) {
 #pragma GCC unroll 4
-    for (int b = 0; b < n_b; ++b) out[m * kMaxBlocks + b] = sum[m][b];
+    for (int b = 0; b < n_b; ++b) {
+      // sums of sums: the gradient of radial adds up thousands of weights, too many for one running sum in float
+      out[m * kMaxBlocks + b] = accumulate ? out[m * kMaxBlocks + b] + sum[m][b] : sum[m][b];
+    }
   }
 }
 
