@@ -20,6 +20,7 @@ import torch
 
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall glassconv (in a checkout: make build)"
 _BACKENDS = ("native", "reference")
+_ISA_LEVELS = ("plain", "avx2", "avx512")
 _forced: list[str] = []
 
 
@@ -37,6 +38,9 @@ def _release(version: str) -> list[str]:
 
 
 def _load() -> ModuleType:
+    isa = os.environ.get("GLASSCONV_ISA")
+    if isa is not None and isa not in _ISA_LEVELS:
+        raise ValueError(f"GLASSCONV_ISA: expected one of {_ISA_LEVELS}, got {isa!r}")
     record = Path(__file__).with_name("_build.json")
     if record.exists():
         built_with = str(json.loads(record.read_text())["torch"])
