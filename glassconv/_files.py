@@ -14,7 +14,7 @@ __all__ = ["in_place_of", "write_bytes", "write_json", "write_text"]
 
 @contextmanager
 def in_place_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file in the same folder, to be written in the `with` block; it replaces `path` then."""
+    """A temporary file in the same folder, to be written in the `with` block; it replaces `path` then."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

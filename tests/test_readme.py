@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import report
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -53,3 +55,7 @@ def test_named_files_and_folders_exist() -> None:
     assert len(parts) >= 5
     missing = [name for name in [*folders, *parts, *files] if not (REPOSITORY / name).exists()]
     assert not missing
+
+
+def test_measurements_are_those_of_the_records() -> None:
+    assert report.BEGIN + report.report() + report.END in README
