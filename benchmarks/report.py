@@ -37,7 +37,7 @@ def origin(record: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {source['packages'][name]}" for name in ("torch", "e3nn"))
     isa = (source["build"] or {}).get("isa", "reference")
     return (
-        f"{source['device_name']} ({isa}), {record['n_threads']} threads; {packages}; "
+        f"{source['device_name']} ({isa}), {record['n_threads']} thread{'s' * (record['n_threads'] > 1)}; {packages}; "
         f"{source['date'][:10]}, commit {source['commit'][:10]}; `{source['command']}`"
     )
 
