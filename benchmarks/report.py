@@ -37,7 +37,7 @@ def origin(record: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {source['packages'][name]}" for name in ("torch", "e3nn"))
     isa = (source["build"] or {}).get("isa", "reference")
     return (
-        f"{source['device_name']} ({isa}), {record['n_threads']} thread{'s' * (record['n_threads'] > 1)}; {packages}; "
+        f"{source['device_name']} ({isa}), {record['n_threads']} of its cores; {packages}; "
         f"{source['date'][:10]}, commit {source['commit'][:10]}; `{source['command']}`"
     )
 
@@ -89,10 +89,34 @@ def convolution(records: list[dict[str, Any]]) -> list[str]:
     return [*lines, "", origin(any_record), ""]
 
 
+def accuracy(records: list[dict[str, Any]]) -> list[str]:
+    """Pearson correlations of a trained network on configurations it has not seen."""
+    found = [record for record in records if record["benchmark"] == "accuracy"]
+    if not found:
+        return []
+    newest = found[-1]
+    size = (
+        f"{newest['n_parameters']} parameters, {newest['epochs']} epochs in {seconds(newest['training_s'])}"
+    )
+    data = f"{newest['data']}, t = {newest['time']:g}"
+    lines = [
+        f"Accuracy of `glassconv train` with its defaults ({size}): {data}; in brackets the noise ceiling:",
+        "",
+        "| type | Pearson per configuration | pooled |",
+        "|---|---|---|",
+    ]
+    for row in newest["types"]:
+        cells = [
+            f"{row[key][0]:.3f} ({row['ceiling_' + key][0]:.3f})" for key in ("per_configuration", "pooled")
+        ]
+        lines.append(f"| {row['label']} | {cells[0]} | {cells[1]} |")
+    return [*lines, "", origin(newest), ""]
+
+
 def report() -> str:
     """The table, as Markdown."""
     records = read_records()
-    return "\n".join([*training_step(records), *convolution(records)])
+    return "\n".join([*accuracy(records), *training_step(records), *convolution(records)])
 
 
 def main() -> int:

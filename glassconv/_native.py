@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ import torch
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall glassconv (in a checkout: make build)"
 _BACKENDS = ("native", "reference")
 _ISA_LEVELS = ("plain", "avx2", "avx512")
-_forced: list[str] = []
+_forced: ContextVar[str | None] = ContextVar("glassconv_backend", default=None)
 
 
 def _requested() -> str | None:
@@ -76,14 +77,15 @@ def native() -> ModuleType | None:
 
 def backend() -> str:
     """Which implementation is used: `"native"` (C++ operators) or `"reference"` (plain PyTorch)."""
-    if _forced:
-        return _forced[-1]
+    forced = _forced.get()
+    if forced is not None:
+        return forced
     return "native" if native() is not None else "reference"
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force `"native"` or `"reference"` within a `with` block.
+    """Force `"native"` or `"reference"` within a `with` block, for the calling thread.
 
     Raises:
         ValueError: another name.
@@ -93,8 +95,8 @@ def use_backend(name: str) -> Iterator[None]:
         raise ValueError(f"name: expected one of {_BACKENDS}, got {name!r}")
     if name == "native" and native() is None:
         raise RuntimeError("native extension not built")
-    _forced.append(name)
+    token = _forced.set(name)
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(token)

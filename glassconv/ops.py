@@ -16,8 +16,13 @@ _DIM_SH, _DIM_OUT = 1, 2  # places in `spec`
 _N_DIFFERENTIABLE = 4  # x, angular, weight, mix: the first arguments of `conv`
 
 
+def _contiguous_like(tensor: Tensor) -> Tensor:
+    # the kernels' outputs are contiguous whatever the strides of their inputs
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 def _new_gradient(wanted: bool, like: Tensor | None, options: Tensor) -> Tensor:
-    return options.new_empty(0) if like is None or not wanted else torch.empty_like(like)
+    return options.new_empty(0) if like is None or not wanted else _contiguous_like(like)
 
 
 @torch.library.register_fake(_lib + "neighbor_list")
@@ -97,7 +102,7 @@ def _third_order_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _third_order(ctx: Any, *cotangents: Tensor | None) -> None:
     raise RuntimeError(
         "glassconv: expected at most second derivatives from the native operators, got a request for a "
-        "third; use glassconv.use_backend('reference') for them"
+        "third (torch.autograd.functional.hvp makes one too); use glassconv.use_backend('reference') for them"
     )
 
 
@@ -115,14 +120,14 @@ def _harmonics_fake(vectors: Tensor, l_max: int) -> Tensor:
 
 @torch.library.register_fake(_lib + "spherical_harmonics_backward")
 def _harmonics_backward_fake(grad: Tensor, vectors: Tensor, l_max: int) -> Tensor:
-    return torch.empty_like(vectors)
+    return _contiguous_like(vectors)
 
 
 @torch.library.register_fake(_lib + "spherical_harmonics_double_backward")
 def _harmonics_double_backward_fake(
     v: Tensor, grad: Tensor, vectors: Tensor, l_max: int
 ) -> tuple[Tensor, Tensor]:
-    return vectors.new_empty(vectors.shape[0], (l_max + 1) ** 2), torch.empty_like(vectors)
+    return vectors.new_empty(vectors.shape[0], (l_max + 1) ** 2), _contiguous_like(vectors)
 
 
 def _harmonics_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -159,6 +164,9 @@ def _vmap_by_loop(name: str, n_outputs: int) -> None:
     op = getattr(torch.ops.glassconv, name)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(f"torch.vmap: expected a batch of at least 1 for glassconv::{name}, got 0")
+
         def element(arg: Any, dim: Any, i: int) -> Any:
             return arg.select(dim, i) if isinstance(arg, Tensor) and isinstance(dim, int) else arg
 

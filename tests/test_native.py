@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,21 @@ def test_backend_in_a_block(native_extension: None) -> None:
         with glassconv.use_backend("native"):
             assert glassconv.backend() == "native"
         assert glassconv.backend() == "reference"
+
+
+def test_threads_choose_independently(native_extension: None) -> None:
+    """One thread's block must not end or change another's."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with glassconv.use_backend("reference"):
+            entered.set()
+            leave.wait(timeout=60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait(timeout=60)
+    with glassconv.use_backend("native"):
+        leave.set()
+        thread.join()
+        assert glassconv.backend() == "native"

@@ -72,15 +72,45 @@ GLASS_INLINE Jet<V, n> operator+(const Jet<V, n>& a, Scalar<V> s) {
   return out;
 }
 
-// 1 / sqrt(norm_sq), and 0 at 0; the derivative -1/2 norm_sq^(-3/2) is likewise 0 at 0. A template to be specialized for V,
-// since overloads for SIMD vectors would not be found from here.
+// What is under the jets: V itself, or the innermost value of a jet.
+template <class V>
+struct Plain {
+  using type = V;
+  static GLASS_INLINE const V& of(const V& a) { return a; }
+  static GLASS_INLINE V times(const V& a, const V& factor) { return a * factor; }
+};
+template <class V, int n>
+struct Plain<Jet<V, n>> {
+  using type = typename Plain<V>::type;
+  static GLASS_INLINE const type& of(const Jet<V, n>& a) { return Plain<V>::of(a.value); }
+  static GLASS_INLINE Jet<V, n> times(const Jet<V, n>& a, const type& factor) {
+    Jet<V, n> out;
+    out.value = Plain<V>::times(a.value, factor);
+    for (int k = 0; k < n; ++k) out.along[k] = Plain<V>::times(a.along[k], factor);
+    return out;
+  }
+};
+
+// Functions of the lengths are templates to be specialized for V: overloads for SIMD vectors would not be found from here.
+// 1 / max(|x|, |y|, |z|); 0 where that is not a normal number, which then counts as the zero vector.
+template <class V>
+struct InverseSize {
+  static GLASS_INLINE V of(V x, V y, V z) {
+    constexpr V smallest = sizeof(V) == sizeof(float) ? V(1.17549435e-38f) : V(2.2250738585072014e-308);
+    const V a = x < 0 ? -x : x, b = y < 0 ? -y : y, c = z < 0 ? -z : z;
+    const V ab = a > b ? a : b, size = ab > c ? ab : c;
+    return size >= smallest ? 1 / size : V(0);
+  }
+};
+
+// 1 / sqrt(norm_sq), and 0 at 0; the derivative -1/2 norm_sq^(-3/2) is likewise 0 at 0.
 template <class V>
 struct InverseNorm {
   static GLASS_INLINE V of(V norm_sq) {
     if constexpr (sizeof(V) == sizeof(float)) {
-      return norm_sq > 0 ? 1.0f / __builtin_sqrtf(norm_sq) : 0.0f;
+      return norm_sq == 0 ? 0.0f : 1.0f / __builtin_sqrtf(norm_sq);
     } else {
-      return norm_sq > 0 ? 1.0 / __builtin_sqrt(norm_sq) : 0.0;
+      return norm_sq == 0 ? 0.0 : 1.0 / __builtin_sqrt(norm_sq);
     }
   }
 };
@@ -103,7 +133,7 @@ GLASS_INLINE void harmonics_of_direction(const V& x, const V& y, const V& z, con
   constexpr S r15 = S(3.872983346207417), r_21_8 = S(1.6201851746019651), r_105_4 = S(5.1234753829797992);
   constexpr S r_35_8 = S(2.0916500663351889), r_45_8 = S(2.3717082451262845), r_45_16 = S(1.6770509831248424);
   constexpr S r_315_8 = S(6.2749501990055663), r_315_64 = S(2.2185299186623562);
-  out[0] = one;
+  out[0] = (x + y + z) * S(0) + one;  // 1, or NaN for a vector that is not finite
   if (l_max < 1) return;
   out[1] = x * r3;
   out[2] = y * r3;
@@ -140,10 +170,15 @@ GLASS_INLINE void harmonics_of_direction(const V& x, const V& y, const V& z, con
 }
 
 // The harmonics of the direction of `r`; V may be a jet. out: n_harmonics(l_max).
+// The direction does not change with the length, so the vector is first divided by its largest component, as a constant: its
+// square neither overflows nor vanishes, and derivatives, of order 1/|r|, are right wherever they can be represented.
 template <class V>
 GLASS_INLINE void spherical_harmonics(const V* r, const V& one, int l_max, V* out) {
-  const V scale = InverseNorm<V>::of(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-  harmonics_of_direction(r[0] * scale, r[1] * scale, r[2] * scale, one, l_max, out);
+  using P = Plain<V>;
+  const typename P::type factor = InverseSize<typename P::type>::of(P::of(r[0]), P::of(r[1]), P::of(r[2]));
+  const V x = P::times(r[0], factor), y = P::times(r[1], factor), z = P::times(r[2], factor);
+  const V scale = InverseNorm<V>::of(x * x + y * y + z * z);
+  harmonics_of_direction(x * scale, y * scale, z * scale, one, l_max, out);
 }
 
 }  // namespace GLASSCONV_ISA

@@ -67,6 +67,18 @@ struct LanewiseInverseNorm {
     return out;
   }
 };
+template <class T>
+struct LanewiseInverseSize {
+  static GLASS_INLINE Lanes<T> of(const Lanes<T>& x, const Lanes<T>& y, const Lanes<T>& z) {
+    Lanes<T> out;
+    for (int i = 0; i < kLanes<T>; ++i) out[i] = InverseSize<T>::of(x[i], y[i], z[i]);
+    return out;
+  }
+};
+template <>
+struct InverseSize<Lanes<float>> : LanewiseInverseSize<float> {};
+template <>
+struct InverseSize<Lanes<double>> : LanewiseInverseSize<double> {};
 template <>
 struct InverseNorm<Lanes<float>> : LanewiseInverseNorm<float> {};
 template <>
