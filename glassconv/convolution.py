@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from glassconv import _native
 from glassconv._compile import constant_when_compiled
 from glassconv.graph import Graph
 from glassconv.paths import PathEntry, Paths
 from glassconv.reference.convolution import conv as _reference_conv
-from glassconv.reference.spherical_harmonics import L_MAX, NORMALIZATIONS
+from glassconv.reference.spherical_harmonics import checked_arguments
 from glassconv.reference.spherical_harmonics import spherical_harmonics as _reference_spherical_harmonics
 
 __all__ = ["PathEntry", "Paths", "conv", "spherical_harmonics"]
@@ -25,8 +27,34 @@ def _native_is_chosen() -> bool:
     return _native.backend() == "native"
 
 
-def _runs_natively(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and _native_is_chosen()
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether the tensor carries a tangent, or is an argument that a transform of torch.func differentiates.
+
+    An operator with derivative formulas of its own ignores tangents, in silence: what comes out has none.
+    """
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)  # what vmap batches may itself be such an argument
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+@constant_when_compiled
+def _is_inside_transform() -> bool:
+    # constant for one compilation: torch.compile guards on the stack itself
+    levels = _functorch.get_interpreter_stack() or []
+    differentiating = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    return any(level.key() in differentiating for level in levels)
+
+
+def _runs_natively(*tensors: Tensor | None) -> bool:
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.device.type != "cpu" for tensor in given) or not _native_is_chosen():
+        return False
+    if torch.compiler.is_compiling():
+        # the stack first: a level that the traced code itself enters (jvp) must not be guarded on
+        return not _is_inside_transform() and forward_ad._current_level < 0
+    return not any(_is_transformed(tensor) for tensor in given)
 
 
 def _n_rows(value: Any) -> int:
@@ -42,6 +70,8 @@ def _check(name: str, value: Any, axes: tuple[str, ...], shape: tuple[int, ...],
     """Refuse what is not a floating-point tensor of this shape, with the dtype and device of `like` (x)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, of layout torch.strided, got {value.layout}")
     if value.dtype != like.dtype or value.dtype not in (torch.float32, torch.float64):
         expected = "torch.float32 or torch.float64" if value is like else f"the dtype of x, {like.dtype}"
         raise TypeError(f"{name}: expected {expected}, got {value.dtype}")
@@ -87,13 +117,17 @@ def conv(
     | `mix`         | (H, `paths.weight_numel`)  | their map to weights, no bias                          |
 
     Differentiable twice with respect to every one of them. At a zero vector the harmonics with l > 0 and all
-    their derivatives are 0.
+    their derivatives are 0. Non-finite inputs give non-finite outputs at the nodes they reach; which of inf
+    and NaN is not specified.
+
+    Forward-mode derivatives and the transforms of `torch.func` (`jvp`, `grad`, ...) run the reference, which
+    stores the messages: for large graphs take ordinary autograd.
 
     Returns:
         (N, `paths.irreps_out.dim`), the dtype of `x`; zero for nodes that no edge enters.
 
     Raises:
-        TypeError: something that is not a tensor, or dtypes that differ.
+        TypeError: something that is not a dense tensor, or dtypes that differ.
         ValueError: a wrong shape or device, or not exactly one form of the angular factor and of the weights.
 
     Source: e3nn 0.6 `o3.TensorProduct`; the same definition, readable, is `glassconv.reference.conv`.
@@ -127,7 +161,7 @@ def conv(
             "edge_weight", edge_weight, ("n_edges", "paths.weight_numel"), (n_edges, paths.weight_numel), x
         )
 
-    if not _runs_natively(x):
+    if not _runs_natively(x, vectors, edge_sh, edge_weight, radial, mix):
         return _reference_conv(
             x, graph, paths, vectors=vectors, edge_sh=edge_sh, edge_weight=edge_weight, radial=radial, mix=mix
         )
@@ -147,11 +181,13 @@ def conv(
     return out
 
 
-def spherical_harmonics(vectors: Tensor, l_max: int, normalization: str = "component") -> Tensor:
+def spherical_harmonics(vectors: Tensor, l_max: SupportsIndex, normalization: str = "component") -> Tensor:
     """Real spherical harmonics of the directions of `vectors`, l = 0..l_max, differentiable twice.
 
     Conventions of e3nn: polar axis y, components m = -l..l in ascending order, Y_1 proportional to (x, y, z).
-    At a zero vector Y_0 is as always, and every Y_l with l > 0 and all its derivatives are 0.
+    At a zero vector Y_0 is as always, and every Y_l with l > 0 and all its derivatives are 0. A vector whose
+    components are all subnormal numbers counts as zero. A vector with a component that is infinite or NaN has
+    no direction: all its harmonics, Y_0 included, are NaN.
 
     Args:
         vectors: (E, 3), any length, float32 or float64.
@@ -163,17 +199,14 @@ def spherical_harmonics(vectors: Tensor, l_max: int, normalization: str = "compo
         (E, (l_max+1)^2), the degrees one after the other.
 
     Raises:
-        TypeError: not a tensor of float32 or float64.
+        TypeError: not a dense tensor of float32 or float64, or a degree that is no integer.
         ValueError: wrong shape, degree or normalization.
 
     Source: e3nn 0.6 `o3.spherical_harmonics`, whose default normalization is 'integral'.
 
     """
     _check("vectors", vectors, ("n_edges", "3"), (_n_rows(vectors), 3), vectors)
-    if not 0 <= l_max <= L_MAX:
-        raise ValueError(f"l_max: expected 0 to {L_MAX}, got {l_max}")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization: expected one of {NORMALIZATIONS}, got {normalization!r}")
+    l_max = checked_arguments(l_max, normalization)
     if not _runs_natively(vectors):
         return _reference_spherical_harmonics(vectors, l_max, normalization)
     out: Tensor = torch.ops.glassconv.spherical_harmonics(vectors, l_max)

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["Graph"]
+
+_INT32_MAX = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,7 +82,7 @@ class Graph:
             f"cutoff={self.cutoff}, {order}, {symmetry}, device={self.device})"
         )
 
-    def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+    def vectors(self, positions: Any, cell: Any = None) -> Tensor:
         """Edge vectors, from source to receiver: ``positions[receiver] - positions[source] + shifts @ cell``.
 
         Differentiable any number of times in ``positions`` and ``cell``. If an energy ``E`` is a function of
@@ -91,43 +95,60 @@ class Graph:
         the sum over edges of ``outer(vector, dE/dvector) / volume``.
 
         Args:
-            positions: (n_nodes, 3) float32 or float64.
+            positions: (n_nodes, 3) float32 or float64, on the device of the graph; a tensor, or what
+                `glassconv.neighbor_list` takes in its place (without gradients then).
             cell: (3, 3) lattice vectors in rows, or (3,) box lengths; with a batch (n_systems, 3, 3) or
-                (n_systems, 3). None only for graphs without shifts. Used in the dtype of ``positions``.
+                (n_systems, 3), or (3,) for all systems. None only for graphs without shifts. Used in the
+                dtype and on the device of ``positions``.
 
         Returns:
             (n_edges, 3), dtype and device of ``positions``, in the order of ``edge_index``.
 
         Raises:
-            ValueError: wrong shapes, or no cell although edges cross a boundary.
+            ValueError: wrong shapes, dtypes or devices, sparse tensors, or no cell although edges cross a
+                boundary.
         """
-        if positions.shape != (self.n_nodes, 3):
-            raise ValueError(f"positions: expected shape ({self.n_nodes}, 3), got {tuple(positions.shape)}")
+        r = as_tensor("positions", positions, self.device)
+        if r.shape != (self.n_nodes, 3):
+            raise ValueError(f"positions: expected shape ({self.n_nodes}, 3), got {tuple(r.shape)}")
+        if r.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"positions: expected float32 or float64, got {r.dtype}")
+        if r.device != self.device:
+            raise ValueError(f"positions: expected the device of the graph, {self.device}, got {r.device}")
         source, receiver = self.edge_index[0], self.edge_index[1]
-        vectors = positions.index_select(0, receiver) - positions.index_select(0, source)
+        vectors = r.index_select(0, receiver) - r.index_select(0, source)
         if cell is None:
             if self.has_shifts:
                 raise ValueError("cell: expected the cell of this periodic graph, got None")
             return vectors
-        return vectors + self._shift_vectors(cell.to(positions))
+        lattice = as_tensor("cell", cell)
+        if lattice.is_complex() or lattice.dtype == torch.bool:
+            raise ValueError(f"cell: expected real numbers, got {lattice.dtype}")
+        if lattice.is_meta and not r.is_meta:
+            raise ValueError("cell: expected a tensor with values, got one on the meta device")
+        return vectors + self._shift_vectors(lattice.to(r))
 
-    def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+    def distances(self, positions: Any, cell: Any = None) -> Tensor:
         """Edge lengths (n_edges), as `vectors`; the gradient at zero length is zero rather than NaN."""
         squared = self.vectors(positions, cell).square().sum(dim=1)
         is_zero = squared == 0
         return torch.where(is_zero, torch.ones_like(squared), squared).sqrt().masked_fill(is_zero, 0.0)
 
     def _shift_vectors(self, cell: Tensor) -> Tensor:
-        systems = () if self.batch is None else (self.n_systems,)
-        if cell.shape not in ((*systems, 3, 3), (*systems, 3)):
-            expected = f"{(*systems, 3, 3)} or {(*systems, 3)}"
+        n = self.n_systems
+        shapes = [(3, 3), (3,)] if self.batch is None else [(n, 3, 3), (n, 3), (3,)]
+        if cell.shape not in shapes:
+            expected = " or ".join(map(str, shapes))
             raise ValueError(f"cell: expected shape {expected}, got {tuple(cell.shape)}")
         shifts = self.shifts.to(cell.dtype)
+        if cell.ndim == 1:
+            return shifts * cell
         if self.batch is None:
-            return shifts @ cell if cell.ndim == 2 else shifts * cell
+            return shifts @ cell
         edge_cell = cell.index_select(0, self.batch.index_select(0, self.edge_index[1]))
         return torch.einsum("ea,eab->eb", shifts, edge_cell) if cell.ndim == 3 else shifts * edge_cell
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on ``device``."""
         moved: dict[str, Any] = {
@@ -138,25 +159,32 @@ class Graph:
         return dataclasses.replace(self, **moved)
 
     @classmethod
-    def from_edge_index(cls, edge_index: Tensor, n_nodes: int, shifts: Tensor | None = None) -> Graph:
+    @torch.inference_mode(False)
+    def from_edge_index(cls, edge_index: Any, n_nodes: int, shifts: Any = None) -> Graph:
         """A graph from edges of any origin, in any order, symmetric or not, duplicates allowed.
 
         Args:
-            edge_index: (2, n_edges) int64 or int32; row 0 the sources, row 1 the receivers.
-            n_nodes: number of nodes.
-            shifts: (n_edges, 3) integers, lattice translations; zero when None.
+            edge_index: (2, n_edges) int64 or int32; row 0 the sources, row 1 the receivers. A tensor, or
+                what `glassconv.neighbor_list` takes in its place; copied.
+            n_nodes: number of nodes, below 2**31.
+            shifts: (n_edges, 3) signed integers up to 2**31 - 1, lattice translations; zero when None.
+                Copied as well.
 
         Returns:
             A graph whose edges are in the caller's order; rows address them through ``perm``.
 
         Raises:
-            ValueError: wrong shapes or dtypes, or a node outside ``0 .. n_nodes - 1``.
+            ValueError: wrong shapes or dtypes, sparse tensors or tensors without values, a node outside
+                ``0 .. n_nodes - 1``, or shifts too large.
         """
-        _check_edges(edge_index, n_nodes, shifts)
-        edge_index = edge_index.to(torch.int64)
+        edge_index, n_nodes = _check_edges(edge_index, n_nodes)
+        # A graph is immutable: none of its memory is the caller's.
+        edge_index = edge_index.to(torch.int64, copy=True).contiguous()
         if shifts is None:
             shifts = torch.zeros(edge_index.shape[1], 3, dtype=torch.int32, device=edge_index.device)
-        shifts = shifts.to(device=edge_index.device, dtype=torch.int32)
+        else:
+            shifts = _check_shifts(shifts, edge_index.shape[1])
+            shifts = shifts.to(edge_index.device, torch.int32, copy=True).contiguous()
         source, receiver = edge_index[0], edge_index[1]
         perm = None if _is_sorted(receiver) else torch.argsort(receiver, stable=True)
         row_source = source if perm is None else source[perm]
@@ -174,16 +202,16 @@ class Graph:
         )
 
     @classmethod
-    def concatenate(cls, graphs: Sequence[Graph]) -> Graph:
+    @torch.inference_mode(False)
+    def concatenate(cls, graphs: Iterable[Graph]) -> Graph:
         """One graph of several systems, in the order given; ``batch`` names the system of each node.
 
         ``cutoff`` and ``reverse`` survive when every graph has them (the same cutoff).
 
         Raises:
-            ValueError: no graphs, or graphs on different devices.
+            ValueError: no graphs, something else, or graphs on different devices.
         """
-        if not graphs:
-            raise ValueError("graphs: expected at least one Graph, got an empty sequence")
+        graphs = _graphs(graphs)
         devices = {graph.device for graph in graphs}
         if len(devices) > 1:
             raise ValueError(f"graphs: expected all on one device, got {sorted(map(str, devices))}")
@@ -245,27 +273,88 @@ def _is_sorted(values: Tensor) -> bool:
     return bool((values[1:] >= values[:-1]).all())
 
 
-def _check_edges(edge_index: Tensor, n_nodes: int, shifts: Tensor | None) -> None:
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """``value`` as a dense tensor, without a copy where its memory can be shared.
+
+    Python numbers keep their precision (float64, int64). What is not a tensor yet goes to ``device``.
+    """
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        try:
+            if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+                array = np.asarray(value)
+                # torch has no negative strides, and warns of memory that must not be written
+                if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+                    array = array.copy()
+                tensor = torch.from_numpy(array)
+            else:
+                tensor = torch.utils.dlpack.from_dlpack(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError, BufferError) as error:
+            raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
+        tensor = tensor.to(device)
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise ValueError(f"{name}: expected a dense tensor, got {layout}")
+    return tensor
+
+
+def tensor_with_values(name: str, value: Any) -> Tensor:
+    """`as_tensor`, for what has to be looked into."""
+    tensor = as_tensor(name, value)
+    if tensor.is_meta:
+        raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
+    return tensor
+
+
+def _check_edges(edges: Any, n_nodes: Any) -> tuple[Tensor, int]:
+    is_bool = isinstance(n_nodes, bool)  # which Python counts among the integers
+    if is_bool or not isinstance(n_nodes, numbers.Integral):
+        raise ValueError(f"n_nodes: expected an integer, got {n_nodes!r}")
+    n_nodes = int(n_nodes)
+    # the product of two nodes is a sort key of 64 bits
+    if not 0 <= n_nodes <= _INT32_MAX:
+        raise ValueError(f"n_nodes: expected a number of nodes from 0 to {_INT32_MAX}, got {n_nodes}")
+    edge_index = tensor_with_values("edge_index", edges)
+    if isinstance(edges, list | tuple) and edge_index.numel() == 0:
+        edge_index = edge_index.to(torch.int64)  # nothing in it tells that they are integers
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index: expected shape (2, n_edges), got {tuple(edge_index.shape)}")
     if edge_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"edge_index: expected int64 or int32, got {edge_index.dtype}")
-    if n_nodes < 0:
-        raise ValueError(f"n_nodes: expected a number of nodes >= 0, got {n_nodes}")
     outside = (edge_index < 0) | (edge_index >= n_nodes)
     if bool(outside.any()):
         edge = int(outside.any(dim=0).nonzero()[0])
         pair = edge_index[:, edge].tolist()
         raise ValueError(f"edge_index: expected nodes from 0 to {n_nodes - 1}, got {pair} at edge {edge}")
-    if shifts is None:
-        return
-    if shifts.shape != (edge_index.shape[1], 3):
-        raise ValueError(f"shifts: expected shape ({edge_index.shape[1]}, 3), got {tuple(shifts.shape)}")
+    return edge_index, n_nodes
+
+
+def _check_shifts(given: Any, n_edges: int) -> Tensor:
+    shifts = tensor_with_values("shifts", given)
+    if shifts.shape != (n_edges, 3):
+        raise ValueError(f"shifts: expected shape ({n_edges}, 3), got {tuple(shifts.shape)}")
     if shifts.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
         raise ValueError(f"shifts: expected signed integers (unit: cell vectors), got {shifts.dtype}")
-    limit = torch.iinfo(torch.int32).max
-    if shifts.dtype == torch.int64 and bool((shifts.abs() > limit).any()):
-        raise ValueError(f"shifts: expected magnitudes up to {limit}, got {int(shifts.abs().max())}")
+    # two comparisons: the smallest integer has no absolute value
+    outside = (shifts.to(torch.int64) > _INT32_MAX) | (shifts.to(torch.int64) < -_INT32_MAX)
+    if bool(outside.any()):
+        edge = int(outside.any(dim=1).nonzero()[0])
+        got = shifts[edge].tolist()
+        raise ValueError(f"shifts: expected magnitudes up to {_INT32_MAX}, got {got} at edge {edge}")
+    return shifts
+
+
+def _graphs(graphs: Any) -> list[Graph]:
+    if not isinstance(graphs, Iterable):
+        raise ValueError(f"graphs: expected Graph objects, got {type(graphs).__name__}")
+    listed = list(graphs)
+    if not listed:
+        raise ValueError("graphs: expected at least one Graph, got none")
+    for index, graph in enumerate(listed):
+        if not isinstance(graph, Graph):
+            raise ValueError(f"graphs: expected Graph objects, got {type(graph).__name__} at index {index}")
+    return listed
 
 
 def _lexicographic_order(pair: Tensor, shifts: Tensor, has_shifts: bool) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _lib = "glassconv::"
 _DIM_SH, _DIM_OUT = 1, 2  # places in `spec`
@@ -69,7 +70,19 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _save(ctx, inputs)
 
 
+def _refuse_tangent(grad: Tensor) -> None:
+    """Raise for forward-mode AD of a backward pass: the operators would drop the tangent in silence."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if forward_ad.unpack_dual(grad).tangent is not None:
+        raise RuntimeError(
+            "glassconv: expected a gradient without a forward-mode tangent in the native backward, got one; "
+            "use glassconv.use_backend('reference') for forward mode over reverse mode"
+        )
+
+
 def _conv_autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    _refuse_tangent(grad_out)
     inputs = _saved(ctx)
     mask = [bool(needed) for needed in ctx.needs_input_grad[:_N_DIFFERENTIABLE]]
     grads = torch.ops.glassconv.conv_backward(grad_out, *inputs, mask)
@@ -136,6 +149,7 @@ def _harmonics_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _harmonics_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+    _refuse_tangent(grad)
     (vectors,) = ctx.saved_tensors
     return torch.ops.glassconv.spherical_harmonics_backward(grad, vectors, ctx.l_max), None
 

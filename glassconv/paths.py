@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from numbers import Integral
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from glassconv.reference.spherical_harmonics import L_MAX
@@ -99,7 +101,7 @@ class Paths:
         blocks_sh = _harmonics(irreps_sh)
         if instructions is not None:
             paths, blocks_out = _given(
-                blocks_in, blocks_sh, irreps_out, [tuple(path) for path in instructions]
+                blocks_in, blocks_sh, irreps_out, _instructions(blocks_in, blocks_sh, instructions)
             )
         else:
             paths, blocks_out = _canonical(blocks_in, blocks_sh, irreps_out)
@@ -160,6 +162,8 @@ def _irreps(name: str, value: str | Irreps) -> Irreps:
     from e3nn import o3
 
     try:
+        if value is None:
+            raise TypeError("None, which e3nn takes for no irreps")
         irreps = o3.Irreps(value)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected irreps such as '8x0e+8x1o', got {value!r}") from error
@@ -172,10 +176,10 @@ def _irreps(name: str, value: str | Irreps) -> Irreps:
 def _harmonics(value: str | Irreps | int) -> Irreps:
     from e3nn import o3
 
-    if isinstance(value, int):
-        if not 0 <= value <= L_MAX:
+    if isinstance(value, Integral):  # an int or one of NumPy's
+        if not 0 <= index(value) <= L_MAX:
             raise ValueError(f"irreps_sh: expected l_max of 0 to {L_MAX}, got {value}")
-        return o3.Irreps.spherical_harmonics(value)
+        return o3.Irreps.spherical_harmonics(index(value))
     irreps = _irreps("irreps_sh", value)
     if len(irreps) == 0 or any(mul != 1 for mul, _ in irreps):
         raise ValueError(f"irreps_sh: expected blocks of multiplicity 1, got {value}")
@@ -199,24 +203,48 @@ def _canonical(
     return [(i_in, i_sh, i_out) for i_out, (i_in, i_sh, _) in enumerate(paths)], blocks
 
 
+_Instruction = tuple[int, int, "int | Irrep"]
+
+
+def _instructions(irreps_in: Irreps, irreps_sh: Irreps, instructions: Any) -> list[_Instruction]:
+    """Input block, harmonic block and output (its irrep, or the index of its block) of each instruction."""
+    from e3nn import o3
+
+    form = "(i_in, i_sh, irrep_out) or (i_in, i_sh, i_out, 'uvu', True, 1.0)"
+    if not isinstance(instructions, Iterable):
+        raise ValueError(f"instructions: expected a sequence of {form}, got {instructions!r}")
+    parsed: list[_Instruction] = []
+    for instruction in instructions:
+        path = tuple(instruction) if isinstance(instruction, Iterable) else ()
+        if len(path) < 3 or path[3:] != ("uvu", True, 1.0)[: len(path) - 3]:
+            raise ValueError(f"instructions: expected {form}, got {instruction!r}")
+        i_in, i_sh, out = path[:3]
+        if not (isinstance(i_in, Integral) and isinstance(i_sh, Integral)):
+            raise ValueError(f"instructions: expected integers i_in and i_sh, got {i_in!r} and {i_sh!r}")
+        if not (0 <= index(i_in) < len(irreps_in) and 0 <= index(i_sh) < len(irreps_sh)):
+            raise ValueError(
+                f"instructions: expected blocks of {irreps_in} and of {irreps_sh}, got ({i_in}, {i_sh})"
+            )
+        if isinstance(out, Integral):
+            parsed.append((index(i_in), index(i_sh), index(out)))
+            continue
+        try:
+            parsed.append((index(i_in), index(i_sh), o3.Irrep(out)))
+        except (AssertionError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"instructions: expected an output irrep such as '1o' or an index, got {out!r}"
+            ) from error
+    return parsed
+
+
 def _given(
-    irreps_in: Irreps, irreps_sh: Irreps, irreps_out: str | Irreps | None, instructions: list[tuple[Any, ...]]
+    irreps_in: Irreps, irreps_sh: Irreps, irreps_out: str | Irreps | None, instructions: list[_Instruction]
 ) -> tuple[list[tuple[int, int, int]], Irreps]:
     """The caller's paths in the caller's order, with the output blocks they refer to."""
     from e3nn import o3
 
-    for path in instructions:
-        if len(path) < 3 or path[3:] != ("uvu", True, 1.0)[: len(path) - 3]:
-            raise ValueError(
-                "instructions: expected (i_in, i_sh, irrep_out) or (i_in, i_sh, i_out, 'uvu', True, 1.0), "
-                f"got {path}"
-            )
-        if not (0 <= path[0] < len(irreps_in) and 0 <= path[1] < len(irreps_sh)):
-            raise ValueError(
-                f"instructions: expected blocks of {irreps_in} and of {irreps_sh}, got ({path[0]}, {path[1]})"
-            )
-    if all(isinstance(path[2], int) for path in instructions) and irreps_out is not None:
-        paths = [(i_in, i_sh, i_out) for i_in, i_sh, i_out, *_ in instructions]
+    if all(isinstance(i_out, int) for _, _, i_out in instructions) and irreps_out is not None:
+        paths = [(i_in, i_sh, i_out) for i_in, i_sh, i_out in instructions if isinstance(i_out, int)]
         blocks = _irreps("irreps_out", irreps_out)
         if sorted(path[2] for path in paths) != list(range(len(blocks))):
             raise ValueError(
@@ -233,7 +261,7 @@ def _given(
             "irreps_out: expected the output blocks that i_out in instructions refers to, got None"
         )
     else:
-        irreps = [o3.Irrep(path[2]) for path in instructions]
+        irreps = [path[2] for path in instructions if isinstance(path[2], o3.Irrep)]
         order = sorted(range(len(irreps)), key=irreps.__getitem__)
         i_out = {path: position for position, path in enumerate(order)}
         paths = [(path[0], path[1], i_out[p]) for p, path in enumerate(instructions)]

@@ -145,19 +145,27 @@ def test_resume_takes_the_options_of_the_run(capsys, tmp_path, data_file):
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path, data_file):
     out = tmp_path / "run"
     options = [*SMALL, "--schedule", "constant", "--epochs", "100000"]
-    command = [sys.executable, "-m", "glassconv", "train", data_file, "--out", str(out), *options]
+    # a process started in the background of a shell ignores SIGINT until told otherwise
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from glassconv.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "train", data_file, "--out", str(out), *options]
     root = str(Path(glassconv.__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert f"glassconv: stopped; continue with: glassconv train --resume --out {out}" in err
     assert "Traceback" not in err

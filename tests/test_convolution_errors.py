@@ -127,6 +127,13 @@ def test_dtypes_that_are_not_supported(backend: str, dtype: torch.dtype) -> None
     refused(TypeError, f"x: expected torch.float32 or torch.float64, got {dtype}", base)
 
 
+@pytest.mark.parametrize("name", ["x", "vectors", "edge_weight"])
+def test_tensors_must_be_dense(backend: str, name: str) -> None:
+    base = valid()
+    message = f"{name}: expected a dense tensor, of layout torch.strided, got torch.sparse_coo"
+    refused(TypeError, message, base, **{name: base[name].to_sparse()})
+
+
 def test_devices_must_be_equal(backend: str) -> None:
     base, of_meta = valid(), torch.device("meta")
     refused(

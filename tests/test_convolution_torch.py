@@ -91,6 +91,38 @@ def test_opcheck_harmonics(native: None, dtype: torch.dtype) -> None:
     )
 
 
+def transposed(value: Tensor) -> Tensor:
+    """The same numbers, stored column after column."""
+    return value.detach().t().contiguous().t()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_opcheck_of_transposed_tensors(native: None, form: str) -> None:
+    """What the operators return does not take over the strides of what they are given."""
+    graph = random_graph(4, 20)
+    x, angular, weight, mix, *rest = operator_arguments(form, torch.float64, graph)
+    inputs = [transposed(v) if isinstance(v, Tensor) else None for v in (x, angular, weight, mix)]
+    grad_out = transposed(normal((4, PATHS.irreps_out.dim), 1))
+    wanted = [True, True, True, form.endswith("lowrank")]
+    torch.library.opcheck(torch.ops.glassconv.conv.default, (*inputs, *rest))
+    torch.library.opcheck(torch.ops.glassconv.conv_backward.default, (grad_out, *inputs, *rest, wanted))
+    cotangents = [None if value is None else transposed(normal(value.shape, 2)) for value in inputs]
+    torch.library.opcheck(
+        torch.ops.glassconv.conv_double_backward.default,
+        (*cotangents, grad_out, *inputs, *rest, [True, *wanted]),
+    )
+
+
+def test_opcheck_harmonics_of_transposed_tensors(native: None) -> None:
+    vectors, grad = transposed(random_vectors(7)), transposed(normal((7, 16), 1))
+    ops = torch.ops.glassconv
+    torch.library.opcheck(ops.spherical_harmonics.default, (vectors, 3))
+    torch.library.opcheck(ops.spherical_harmonics_backward.default, (grad, vectors, 3))
+    torch.library.opcheck(
+        ops.spherical_harmonics_double_backward.default, (transposed(normal((7, 3), 2)), grad, vectors, 3)
+    )
+
+
 def third_derivatives() -> list[Tensor]:
     graph = random_graph(3, 8)
     leaves = random_arguments(PATHS, graph, "vectors-explicit")
@@ -157,6 +189,27 @@ def test_compile_with_inductor(native: None) -> None:
     compiled(found).backward()
     energy(expected).backward()
     assert relative_error(found.grad, expected.grad) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_compile_with_inductor_on_transposed_tensors(native: None, form: str) -> None:
+    """Generated code asserts the strides that the operators' fakes promise."""
+    graph = random_graph(6, 40)
+    arguments = {k: transposed(v.float()) for k, v in random_arguments(PATHS, graph, form).items()}
+
+    def energy(x: Tensor, **tensors: Tensor) -> Tensor:
+        return glassconv.conv(x, graph, PATHS, **tensors).square().sum()
+
+    def gradients(function: Callable[..., Tensor]) -> Sequence[Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in arguments.items()}
+        assert not any(leaf.is_contiguous() for leaf in leaves.values())
+        return torch.autograd.grad(function(**leaves), list(leaves.values()))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(energy, fullgraph=True)
+    for found, expected in zip(gradients(compiled), gradients(energy), strict=True):
+        assert relative_error(found, expected) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("form", FORMS)

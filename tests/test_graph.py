@@ -242,7 +242,12 @@ def test_graph_is_immutable_and_moves_between_devices(graph: Graph) -> None:
             r"edge_index: expected nodes from 0 to 1, got \[1, 5\] at edge 1",
         ),
         (torch.tensor([[0], [-1]]), 2, None, r"expected nodes from 0 to 1, got \[0, -1\] at edge 0"),
-        (torch.zeros(2, 0, dtype=torch.int64), -1, None, "n_nodes: expected a number of nodes >= 0, got -1"),
+        (
+            torch.zeros(2, 0, dtype=torch.int64),
+            -1,
+            None,
+            "n_nodes: expected a number of nodes from 0 to 2147483647, got -1",
+        ),
         (
             torch.tensor([[0], [1]]),
             2,
@@ -279,9 +284,97 @@ def test_vectors_are_checked(positions: Tensor, graph: Graph) -> None:
     with pytest.raises(ValueError, match=r"cell: expected shape \(3, 3\) or \(3,\), got \(2, 3, 3\)"):
         graph.vectors(positions, CELL.repeat(2, 1, 1))
     batch = Graph.concatenate([graph, graph])
-    with pytest.raises(ValueError, match=r"cell: expected shape \(2, 3, 3\) or \(2, 3\), got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"cell: expected shape .* or \(2, 3\) or \(3,\), got \(3, 3\)"):
         batch.vectors(positions.repeat(2, 1), CELL)
     with pytest.raises(ValueError, match="graphs: expected at least one Graph"):
         Graph.concatenate([])
     with pytest.raises(ValueError, match=r"graphs: expected all on one device, got \['cpu', 'meta'\]"):
         Graph.concatenate([graph, graph.to("meta")])
+
+
+def test_given_edges_may_be_lists_and_arrays(positions: Tensor) -> None:
+    expected = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2, torch.tensor([[1, 0, 0], [-1, 0, 0]]))
+    edges, shifts = [[0, 1], [1, 0]], [[1, 0, 0], [-1, 0, 0]]
+    backward = np.array(edges)[:, ::-1].copy()[:, ::-1]  # negative strides
+    for graph in (
+        Graph.from_edge_index(edges, np.int64(2), shifts),
+        Graph.from_edge_index(backward, 2, np.array(shifts, dtype=np.int16)),
+    ):
+        assert torch.equal(graph.edge_index, expected.edge_index)
+        assert torch.equal(graph.shifts, expected.shifts)
+    assert Graph.from_edge_index([[], []], 3).n_edges == 0
+    vectors = expected.vectors(positions[:2], CELL)
+    assert torch.equal(expected.vectors(positions[:2].tolist(), CELL.tolist()), vectors)
+    assert torch.equal(expected.vectors(positions[:2].numpy(), CELL.numpy()), vectors)
+    lengths = expected.vectors(positions[:2], [3, 4, 5])
+    assert torch.equal(lengths, expected.vectors(positions[:2], torch.tensor([3.0, 4.0, 5.0])))
+
+
+def test_graph_shares_no_memory_with_the_caller() -> None:
+    edge_index, shifts = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1, 0, 0], [-1, 0, 0]]).int()
+    graph = Graph.from_edge_index(edge_index, 2, shifts)
+    edge_index[:], shifts[:] = 9, 9
+    assert graph.edge_index.tolist() == [[0, 1], [1, 0]]
+    assert graph.shifts.tolist() == [[1, 0, 0], [-1, 0, 0]]
+    assert graph.row_source.tolist() == [1, 0]
+
+
+def test_concatenate_takes_any_iterable(graph: Graph) -> None:
+    assert Graph.concatenate(graph for _ in range(3)).n_nodes == 3 * graph.n_nodes
+    with pytest.raises(ValueError, match="graphs: expected Graph objects, got Tensor at index 1"):
+        Graph.concatenate([graph, graph.edge_index])
+    with pytest.raises(ValueError, match="graphs: expected Graph objects, got Graph"):
+        Graph.concatenate(graph)
+
+
+EDGES = torch.tensor([[0, 1], [1, 0]])
+NO_SHIFTS = torch.zeros(2, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((EDGES, 2.0), "n_nodes: expected an integer, got 2.0"),
+        ((EDGES, None), "n_nodes: expected an integer, got None"),
+        ((EDGES, True), "n_nodes: expected an integer, got True"),
+        ((EDGES, 2**31), "n_nodes: expected a number of nodes from 0 to 2147483647, got 2147483648"),
+        (("edges", 2), "edge_index: expected an array, got str"),
+        (([[0, 1], [1]], 2), "edge_index: expected an array, got list"),
+        (([[0.0, 1.0], [1.0, 0.0]], 2), "edge_index: expected int64 or int32, got torch.float64"),
+        ((EDGES.to_sparse(), 2), "edge_index: expected a dense tensor, got torch.sparse_coo"),
+        ((EDGES.to("meta"), 2), "edge_index: expected a tensor with values, got one on the meta device"),
+        ((EDGES, 2, NO_SHIFTS.to("meta")), "shifts: expected a tensor with values, got one on the meta"),
+        (
+            (EDGES, 2, NO_SHIFTS - 2**63),
+            r"shifts: expected magnitudes up to 2147483647, got \[-9223372036854",
+        ),
+        ((EDGES, 2, NO_SHIFTS.int() - 2**31), r"shifts: expected magnitudes .* at edge 0"),
+        ((EDGES, 2, [[0, 0, 0], [0, 0, 2**31]]), r"shifts: .* got \[0, 0, 2147483648\] at edge 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_are_no_edges_is_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Graph.from_edge_index(*arguments)
+
+
+def test_vectors_refuse_other_dtypes_devices_and_layouts(positions: Tensor, graph: Graph) -> None:
+    for given, message in [
+        (positions.long(), "positions: expected float32 or float64, got torch.int64"),
+        (positions.half(), "positions: expected float32 or float64, got torch.float16"),
+        (positions.to("meta"), "positions: expected the device of the graph, cpu, got meta"),
+        (positions.to_sparse(), "positions: expected a dense tensor, got torch.sparse_coo"),
+        ("positions", "positions: expected an array, got str"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            graph.vectors(given, CELL)
+    for cell, message in [
+        (CELL.to_sparse(), "cell: expected a dense tensor, got torch.sparse_coo"),
+        (CELL.to("meta"), "cell: expected a tensor with values, got one on the meta device"),
+        (CELL.to(torch.complex128), "cell: expected real numbers, got torch.complex128"),
+        (CELL.bool(), "cell: expected real numbers, got torch.bool"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            graph.vectors(positions, cell)
+    meta = graph.to("meta")
+    assert meta.vectors(positions.to("meta"), CELL.to("meta")).shape == (graph.n_edges, 3)

@@ -311,7 +311,7 @@ BOX = [3.0, 3.0, 3.0]
         ((GOOD, 1.0, BOX, (True, False)), r"pbc: expected a shape among \[\(\), \(3,\)\], got \(2,\)"),
         ((GOOD, 1.0, BOX, (1, 1, 0)), "pbc: expected bool, got torch.int64"),
         ((GOOD, 1.0, BOX, True, [0]), r"batch: expected shape \(2,\), got \(1,\)"),
-        ((GOOD, 1.0, BOX, True, [0.0, 1.0]), "batch: expected int64 or int32, got torch.float32"),
+        ((GOOD, 1.0, BOX, True, [0.0, 1.0]), "batch: expected int64 or int32, got torch.float64"),
         (
             (GOOD, 1.0, BOX, True, [1, 0]),
             "batch: expected non-decreasing systems, got 0 after 1 at particle 1",

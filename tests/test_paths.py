@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 from e3nn import o3
 from oracles import PEER_CASES, SMALL_CASES, Case
@@ -103,6 +104,17 @@ def test_instructions_in_the_form_of_e3nn() -> None:
     o3.TensorProduct(paths.irreps_in, paths.irreps_sh, paths.irreps_out, list(paths.instructions))
 
 
+def test_numpy_integers() -> None:
+    assert Paths("2x0e+3x1o", np.int64(1), "0e") == Paths("2x0e+3x1o", 1, "0e")
+    rows = [(0, 0, 1), (1, 1, 0)]
+    expected = Paths("2x0e+3x1o", 1, "3x0e+2x0e", instructions=rows)
+    found = Paths("2x0e+3x1o", 1, "3x0e+2x0e", instructions=np.array(rows))  # type: ignore[arg-type]
+    assert found == expected
+    assert all(type(number) is int for number in (*found.spec, *found.instructions[0][:3]))
+    mixed = Paths("2x0e+3x1o", 1, instructions=[(np.int32(1), np.int64(1), "1e")])
+    assert mixed == Paths("2x0e+3x1o", 1, instructions=[(1, 1, "1e")])
+
+
 def test_is_a_value() -> None:
     paths = Paths("8x0e+8x1o", 2, "0e+1o")
     same = Paths("8x0e + 8x1o", "0e + 1o + 2e", "1o + 0e")
@@ -128,6 +140,14 @@ def test_is_immutable() -> None:
     ("arguments", "instructions", "message"),
     [
         (("8x0x", 1), None, "irreps_in: expected irreps such as '8x0e\\+8x1o', got '8x0x'"),
+        ((None, 2), None, "irreps_in: expected irreps such as '8x0e\\+8x1o', got None"),
+        (("8x0e", None), None, "irreps_sh: expected irreps such as '8x0e\\+8x1o', got None"),
+        (("8x0e", 2), [(0, 1, "foo")], "instructions: expected an output irrep such as '1o' .*, got 'foo'"),
+        (("8x0e", 2), [(0, 1, None)], "instructions: expected an output irrep such as '1o' .*, got None"),
+        (("8x0e", 2), [("a", 1, "0e")], "instructions: expected integers i_in and i_sh, got 'a' and 1"),
+        (("8x0e", 2), [(0.0, 1, "0e")], "instructions: expected integers i_in and i_sh, got 0.0 and 1"),
+        (("8x0e", 2), [5], "instructions: expected \\(i_in, i_sh, irrep_out\\) or .*, got 5"),
+        (("8x0e", 2), 5, "instructions: expected a sequence of .*, got 5"),
         (("8x5o", 1), None, "irreps_in: expected degrees l <= 4, got 5o"),
         (("8x0e", 5), None, "irreps_sh: expected l_max of 0 to 4, got 5"),
         (("8x0e", -1), None, "irreps_sh: expected l_max of 0 to 4, got -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from e3nn import o3
@@ -76,6 +77,52 @@ def test_zero_vector(backend: str, dtype: torch.dtype, l_max: int) -> None:
         assert (results["d vectors"][1] != 0).any()  # the neighbors of a zero vector keep their gradients
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e-25, 1e-13, 1e13, 1e19, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiny_and_huge_vectors(backend: str, dtype: torch.dtype, length: float) -> None:
+    """Their squares leave the range of float32; the values and the derivatives, ~1/length, do not."""
+    exact = 2.0 ** round(np.log2(length))  # scaling by it rounds nothing
+    directions = random_vectors(20).to(dtype)
+
+    def harmonics(vectors: torch.Tensor) -> torch.Tensor:
+        return glassconv.spherical_harmonics(vectors, 4)
+
+    expected = derivatives(harmonics, {"vectors": directions})
+    found = derivatives(harmonics, {"vectors": directions * exact})
+    order = {"value": 0, "d vectors": 1, "dd vectors": 2, "dd out": 1}
+    for name, value in found.items():
+        scale = exact ** order[name]
+        if torch.finfo(dtype).tiny * 1e8 < 1 / scale < torch.finfo(dtype).max / 1e8:
+            assert relative_error(value.double() * scale, expected[name]) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_vectors_count_as_zero(backend: str, dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).tiny
+    vectors = torch.tensor([[tiny / 2, -tiny / 4, 0.0], [tiny, 0.0, 0.0]], dtype=dtype)
+    results = derivatives(
+        lambda vectors: glassconv.spherical_harmonics(vectors, 4), {"vectors": vectors}, order=1
+    )
+    assert results["value"][0].tolist() == [1.0] + [0.0] * 24
+    assert (results["d vectors"][0] == 0).all()
+    torch.testing.assert_close(results["value"][1, :4], torch.tensor([1, 3**0.5, 0, 0], dtype=dtype))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_that_are_not_finite(backend: str, dtype: torch.dtype, bad: float) -> None:
+    """All harmonics of such a vector are NaN, Y_0 as well; other vectors keep theirs."""
+    vectors = random_vectors(9).to(dtype)
+    good = glassconv.spherical_harmonics(vectors, 4)
+    for position in range(3):
+        vectors[2 * position, position] = bad
+    vectors[6] = torch.tensor([bad, 0.0, 0.0])
+    for l_max in range(5):
+        found = glassconv.spherical_harmonics(vectors, l_max)
+        assert found[::2][:4].isnan().all()
+        torch.testing.assert_close(found[1::2], good[1::2, : (l_max + 1) ** 2])
+
+
 def test_no_vectors(backend: str) -> None:
     vectors = torch.zeros(0, 3, requires_grad=True)
     values = glassconv.spherical_harmonics(vectors, 3)
@@ -95,6 +142,20 @@ def test_gradcheck(backend: str, l_max: int) -> None:
     assert gradgradcheck(harmonics, vectors)
 
 
+def test_degree_may_be_any_integer(backend: str) -> None:
+    vectors = random_vectors(4)
+    assert torch.equal(
+        glassconv.spherical_harmonics(vectors, np.int32(2)), glassconv.spherical_harmonics(vectors, 2)
+    )
+
+
+def test_degree_must_be_an_integer(backend: str) -> None:
+    for function in (glassconv.spherical_harmonics, glassconv.reference.spherical_harmonics):
+        for degree, shown in ((2.0, "2.0"), ("2", "'2'"), (None, "None")):
+            with pytest.raises(TypeError, match=f"l_max: expected an integer, 0 to 4, got {shown}"):
+                function(torch.zeros(4, 3), degree)  # type: ignore[arg-type]
+
+
 def test_errors(backend: str) -> None:
     vectors = torch.zeros(4, 3)
     with pytest.raises(ValueError, match=r"vectors: expected shape \(n_edges, 3\) = \(4, 3\), got \(4, 2\)"):
@@ -105,6 +166,8 @@ def test_errors(backend: str) -> None:
         TypeError, match=r"vectors: expected torch.float32 or torch.float64, got torch.float16"
     ):
         glassconv.spherical_harmonics(vectors.half(), 1)
+    with pytest.raises(TypeError, match=r"vectors: expected a dense tensor.*got torch.sparse_coo"):
+        glassconv.spherical_harmonics(vectors.to_sparse(), 1)
     with pytest.raises(TypeError, match=r"vectors: expected a torch.Tensor, got list"):
         glassconv.spherical_harmonics([[1.0, 0.0, 0.0]], 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"l_max: expected 0 to 4, got 5"):

@@ -86,18 +86,18 @@ GLASS_HD inline CellGrid make_grid(const Lattice& lattice, const Extent& extent,
   CellGrid grid;
   grid.lattice = lattice;
   grid.first_bin = 0;
-  double size = extent.size + cutoff, longest = 0.0, widest = 0.0;
+  double size = extent.size + cutoff, skew = 0.0;
   for (int axis = 0; axis < 3; ++axis) {
     const double width = norm(lattice.reciprocal[axis]);
     // images of this axis that the search can meet, each a multiple of the vector that is rounded
     if (lattice.periodic[axis]) size += (ceil(cutoff * width) + 2.0) * norm_1(lattice.vectors[axis]);
-    longest = fmax(longest, norm(lattice.vectors[axis]));
-    widest = fmax(widest, width);
+    skew = fmax(skew, norm(lattice.vectors[axis]) * width);  // 1 where the axes are orthogonal, whatever their lengths
   }
   // About 11 epsilon size suffice: two wraps, one image offset, and the roundings of the definition itself.
   grid.margin = 64.0 * epsilon * size;
-  // Fractional coordinates have the error of the reciprocal vectors on top, which grows with the skew of the cell.
-  const double reach = (cutoff + grid.margin) * (1.0 + 1e-6) + grid.margin * longest * widest;
+  // Fractional coordinates have the error of the reciprocal vectors on top: relative to the length of such a vector it is at most
+  // a few epsilon / (sine of the angle between the other two lattice vectors), and that sine is at least 1 / skew.
+  const double reach = (cutoff + grid.margin) * (1.0 + 1e-6) + grid.margin * skew;
 
   const double limit = static_cast<double>(2 * n_particles + 8);
   for (int axis = 0; axis < 3; ++axis) {

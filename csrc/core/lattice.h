@@ -48,12 +48,26 @@ GLASS_HD inline double norm_1(Vector3 u) { return fabs(u.x) + fabs(u.y) + fabs(u
 
 GLASS_HD inline Vector3 scaled(Vector3 u, double factor) { return {u.x * factor, u.y * factor, u.z * factor}; }
 
+// Between these, lengths have squares that are ordinary numbers, also a billion cells away and relative to the thinnest cell.
+constexpr double min_length = 1e-140, max_length = 1e140;
+
+GLASS_HD inline double largest_component(Vector3 u) { return fmax(fabs(u.x), fmax(fabs(u.y), fabs(u.z))); }
+
+// Not infinite and not NaN (which fmax would pass over).
+GLASS_HD inline bool is_finite(Vector3 u) { return fabs(u.x) < HUGE_VAL && fabs(u.y) < HUGE_VAL && fabs(u.z) < HUGE_VAL; }
+
+// Exact as long as nothing underflows.
+GLASS_HD inline Vector3 times_power_of_two(Vector3 u, int exponent) {
+  return {ldexp(u.x, exponent), ldexp(u.y, exponent), ldexp(u.z, exponent)};
+}
+
 struct Lattice {
   Vector3 given[3];       // as the caller gave them: what decisions use
   Vector3 vectors[3];     // open axes completed
   Vector3 reciprocal[3];  // fractional coordinate a of r is dot(r, reciprocal[a])
   bool periodic[3];
-  bool is_singular;  // periodic vectors (nearly) linearly dependent; nothing else may be used then
+  bool is_out_of_range;  // not finite, or a periodic vector beyond min_length .. max_length; nothing else may be used then
+  bool is_singular;      // periodic vectors (nearly) linearly dependent; nothing else may be used then
 };
 
 GLASS_HD inline Vector3 any_normal(Vector3 u) {
@@ -63,9 +77,7 @@ GLASS_HD inline Vector3 any_normal(Vector3 u) {
   return scaled(normal, 1.0 / norm(normal));
 }
 
-GLASS_HD inline void complete_open_axes(Lattice& lattice) {
-  Vector3* v = lattice.vectors;
-  const bool* periodic = lattice.periodic;
+GLASS_HD inline void complete_open_axes(const bool* periodic, Vector3* v) {
   const int n_periodic = periodic[0] + periodic[1] + periodic[2];
   if (n_periodic == 0) {
     v[0] = {1, 0, 0}, v[1] = {0, 1, 0}, v[2] = {0, 0, 1};
@@ -85,18 +97,31 @@ GLASS_HD inline void complete_open_axes(Lattice& lattice) {
 GLASS_HD inline Lattice make_lattice(const double* cell, const bool* pbc) {
   constexpr double min_unit_volume = 1e-8;  // a little below what the Python check rejects with a better message
   Lattice lattice;
+  lattice.is_out_of_range = false;
+  // Each vector by the power of two that brings its largest component to between 1/2 and 1: products of three neither over- nor
+  // underflow, however long, short or different the vectors are.
+  Vector3 v[3];
+  int exponent[3];
   for (int axis = 0; axis < 3; ++axis) {
-    const Vector3 v = {cell[3 * axis], cell[3 * axis + 1], cell[3 * axis + 2]};
-    lattice.given[axis] = lattice.vectors[axis] = v;
+    lattice.given[axis] = {cell[3 * axis], cell[3 * axis + 1], cell[3 * axis + 2]};
     lattice.periodic[axis] = pbc[axis];
+    exponent[axis] = 0;
+    const double largest = largest_component(lattice.given[axis]);
+    if (!is_finite(lattice.given[axis])) lattice.is_out_of_range = true;
+    if (!pbc[axis] || lattice.is_out_of_range) continue;
+    if (largest > max_length || (largest > 0.0 && largest < min_length)) lattice.is_out_of_range = true;
+    frexp(largest, &exponent[axis]);
+    v[axis] = times_power_of_two(lattice.given[axis], -exponent[axis]);
   }
-  complete_open_axes(lattice);
-  const Vector3* v = lattice.vectors;
+  if (lattice.is_out_of_range) return lattice;
+  complete_open_axes(lattice.periodic, v);
   const double volume = dot(v[0], cross(v[1], v[2]));
   // negated, so that NaN counts as singular
   lattice.is_singular = !(fabs(volume) > min_unit_volume * norm(v[0]) * norm(v[1]) * norm(v[2]));
   for (int axis = 0; axis < 3; ++axis) {
-    lattice.reciprocal[axis] = scaled(cross(v[(axis + 1) % 3], v[(axis + 2) % 3]), 1.0 / volume);
+    lattice.vectors[axis] = pbc[axis] ? lattice.given[axis] : v[axis];
+    const Vector3 reciprocal = scaled(cross(v[(axis + 1) % 3], v[(axis + 2) % 3]), 1.0 / volume);
+    lattice.reciprocal[axis] = times_power_of_two(reciprocal, -exponent[axis]);
   }
   return lattice;
 }

@@ -75,9 +75,8 @@ Extent wrap_chunk(const NeighborParams& params, const Lattice& lattice, const Ch
   }
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
     const Vector3 r = position_of(params, i);
-    const double length = norm_1(r);
-    if (!(length < 1e150)) {  // NaN too
-      refuse("positions: expected finite numbers below 1e150, got " + text(r) + " at particle " + std::to_string(i));
+    if (!is_finite(r) || largest_component(r) > max_length) {
+      refuse("positions: expected finite numbers up to 1e140, got " + text(r) + " at particle " + std::to_string(i));
     }
     const Particle particle = wrap_particle(lattice, r, i);
     wrapped[i] = particle.wrapped;
@@ -98,6 +97,14 @@ std::vector<Lattice> make_lattices(const NeighborParams& params) {
   lattices.reserve(static_cast<size_t>(params.n_systems));
   for (int64_t system = 0; system < params.n_systems; ++system) {
     lattices.push_back(make_lattice(params.cells + 9 * system, params.pbc + 3 * system));
+    const Lattice& lattice = lattices.back();
+    for (int axis = 0; lattice.is_out_of_range && axis < 3; ++axis) {
+      const double largest = largest_component(lattice.given[axis]);
+      const bool is_short_or_long = lattice.periodic[axis] && largest > 0.0 && (largest < min_length || largest > max_length);
+      if (is_finite(lattice.given[axis]) && !is_short_or_long) continue;
+      refuse("cell: expected finite vectors, periodic ones between 1e-140 and 1e140, got " + text(lattice.given[axis]) +
+             " (vector " + std::to_string(axis) + " of system " + std::to_string(system) + ")");
+    }
     if (lattices.back().is_singular) {
       refuse("cell: expected linearly independent periodic vectors, got a singular cell (system " + std::to_string(system) +
              ")");
@@ -126,8 +133,8 @@ int64_t lay_grids(const std::vector<Lattice>& lattices, const std::vector<Chunk>
     grid = make_grid(lattices[static_cast<size_t>(system)], all, cutoff, chunks[last - 1].end - chunks[first].begin);
     if (has_too_many_images(grid)) {
       refuse("cutoff: expected at most " + std::to_string(max_images) +
-             " periodic images within reach, got more (the cell of system " + std::to_string(system) +
-             " is too small or too skewed for this cutoff)");
+             " periodic images within reach, got more (the cell around particle " + std::to_string(chunks[first].begin) +
+             " is too small, too elongated or too skewed for this cutoff)");
     }
     grid.first_bin = n_bins;
     n_bins += total_bins(grid);

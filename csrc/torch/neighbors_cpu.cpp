@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "../core/lattice.h"
 #include "../core/neighbors.h"
 #include "executor.h"
 
@@ -36,7 +37,8 @@ Edges neighbor_list_cpu(const at::Tensor& positions, const at::Tensor& cell, con
   check_shape("cell", cell, {n_systems, 3, 3});
   check_shape("pbc", pbc, {n_systems, 3});
   check_shape("batch", batch, {n_particles});
-  TORCH_CHECK_VALUE(cutoff > 0.0 && std::isfinite(cutoff * cutoff), "cutoff: expected a positive finite number, got ", cutoff);
+  TORCH_CHECK_VALUE(cutoff > 0.0 && std::isfinite(cutoff), "cutoff: expected a positive finite number, got ", cutoff);
+  TORCH_CHECK_VALUE(cutoff >= min_length && cutoff <= max_length, "cutoff: expected from 1e-140 to 1e140, got ", cutoff);
 
   // Every float32 is a float64: the decisions are those of the numbers as given.
   const at::Tensor r = positions.to(at::kDouble).contiguous(), cells = cell.contiguous(), periodic = pbc.contiguous(),

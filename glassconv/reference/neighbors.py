@@ -129,8 +129,12 @@ def _wrap(
     positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, first_node: int
 ) -> tuple[Tensor, _Box]:
     """(N, 3) int64, the cell each particle lies in (zero along open axes), and the box with its margins."""
-    vectors = _complete(cell, pbc)
-    inverse = torch.linalg.inv(vectors)
+    # Vectors of about unit length first: neither the decomposition nor squares of the inverse then over- or
+    # underflow, however long, short or different the vectors are.
+    longest = torch.where(pbc, cell.abs().amax(1), 1.0)
+    units = _complete(cell / longest[:, None], pbc)
+    vectors = torch.where(pbc[:, None], cell, units)
+    inverse = torch.linalg.inv(units) / longest
     wraps = torch.where(pbc, torch.floor(positions @ inverse), 0.0)
     if wraps.abs().max() > 1e9:  # differences of two wraps, and an image on top, fit 32 bits
         particle = int(wraps.abs().amax(1).argmax())
@@ -142,9 +146,10 @@ def _wrap(
     images = torch.where(pbc, torch.ceil(cutoff * widths) + 2.0, 0.0)
     size = (positions.abs().sum(1) + (wraps.abs() * lengths).sum(1)).max() + (images * lengths).sum() + cutoff
     margin = 64.0 * _EPSILON * float(size)
-    # How much the inverse of the cell amplifies the rounding of fractional coordinates.
-    condition = float(vectors.norm(dim=1).max() * widths.max())
-    reach = ((cutoff + margin) * (1.0 + 1e-6) + margin * condition) * widths
+    # How much the inverse of the cell amplifies the rounding of fractional coordinates: 1 for orthogonal
+    # axes, whatever their lengths.
+    skew = float((vectors.norm(dim=1) * widths).max())
+    reach = ((cutoff + margin) * (1.0 + 1e-6) + margin * skew) * widths
     return wraps.to(torch.int64), _Box(vectors, inverse, reach, margin)
 
 
@@ -159,12 +164,13 @@ def _complete(cell: Tensor, pbc: Tensor) -> Tensor:
 
 def _ghosts(fractional: Tensor, pbc: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Source (G) and image (G, 3) of every copy within ``reach`` of the cell, the particles included."""
-    depth = torch.where(pbc, torch.ceil(reach), 0.0).to(torch.int64).tolist()
+    # clamped: beyond the limit the number may not even be one that 64 bits hold
+    depth = torch.where(pbc, torch.ceil(reach).clamp(max=_MAX_IMAGES), 0.0).to(torch.int64).tolist()
     n_images = math.prod(2 * layers + 1 for layers in depth)
     if n_images > _MAX_IMAGES:
         raise ValueError(
             f"cutoff: expected at most {_MAX_IMAGES} periodic images within reach, got {n_images} "
-            "(the cell is too small or too skewed for this cutoff)"
+            "(the cell is too small, too elongated or too skewed for this cutoff)"
         )
     ranges = [torch.arange(-layers, layers + 1, device=fractional.device) for layers in depth]
     images = torch.cartesian_prod(*ranges)
