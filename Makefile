@@ -63,7 +63,7 @@ build: $(TOOLS_STAMP)
 
 # Threads that wait asleep: on a machine with other work, spinning ones make an epoch many times slower.
 demo: build
-	OMP_WAIT_POLICY=passive $(BIN)/glassconv train sample --test 2 --overwrite --out $(DEMO_OUT)
+	OMP_WAIT_POLICY=passive $(BIN)/glassconv train --demo --out $(DEMO_OUT)
 
 test: build
 	$(PYTEST) -m "not slow" --junitxml=build/test-results.xml $(PYTEST_ARGS)

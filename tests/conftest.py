@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Name a test sees -> name `glassconv._native.use_backend` takes. A further backend is a further line.
 BACKENDS = {"reference": "reference", "cpu": "native"}
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the programs that tests start: shells start background jobs, and so CI, without it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=list(BACKENDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,44 @@ def test_folder_with_a_damaged_file_or_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="not a readable npz file"):
         data.read(tmp_path)
+
+
+def test_npz_with_damaged_compressed_bytes(tmp_path: Path) -> None:
+    path, arrays = glassbench(tmp_path)
+    np.savez_compressed(path, **arrays)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("initial_positions.npy")
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 80  # behind the local header, of about 70 bytes
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"N4096T0\.50_3\.npz: not a readable npz file: damaged"):
+        data.read(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(10, 97), (8, 1)], ids=["unknown compression", "encrypted"])
+def test_npz_that_cannot_be_unpacked(tmp_path: Path, offset: int, value: int) -> None:
+    path, _ = glassbench(tmp_path)
+    content = bytearray(path.read_bytes())
+    for signature, at in ((b"PK\x01\x02", offset), (b"PK\x03\x04", offset - 2)):
+        position = content.find(signature)
+        while position >= 0:
+            content[position + at] = value
+            position = content.find(signature, position + 4)
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"N4096T0\.50_3\.npz: not a readable npz file: it cannot be unpacked"
+    ):
+        data.read(path)
+
+
+def test_npz_member_that_is_no_array_or_of_absurd_shape(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 3), }"
+    absurd = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    for member in (b"text", absurd):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("types.npy", member)
+            archive.writestr("initial_positions.npy", member)
+        with pytest.raises(ValueError, match=r"x\.npz: not a readable npz file"):
+            data.read(path)

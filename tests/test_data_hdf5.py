@@ -199,3 +199,37 @@ def test_read_hdf5_itself(tmp_path: Path) -> None:
     (tmp_path / "z.h5").write_text("text")
     with pytest.raises(ValueError, match="not a readable glassconv HDF5 file"):
         data.hdf5.read_hdf5(tmp_path / "z.h5")
+
+
+def test_declared_shapes_and_kinds_are_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    where = "configurations/000000"
+    for key in ("metadata", "positions"):
+        data.write_hdf5(path, [full()])
+        with h5py.File(path, "a") as file:
+            del file[f"{where}/{key}"]
+            file.create_group(f"{where}/{key}")
+        with pytest.raises(ValueError, match=rf"x\.h5: .*{where}/{key}: expected a dataset, got Group"):
+            data.read(path)
+    for n in (10**6, 10**13):
+        data.write_hdf5(path, [full()])
+        with h5py.File(path, "a") as file:
+            del file[f"{where}/positions"]
+            file[where].create_dataset("positions", (n, 3), "f8", chunks=(1000, 3))  # nothing is stored
+        with pytest.raises(ValueError, match=r"x\.h5: .*expected the data of shape .*, got 0 bytes"):
+            data.read(path)
+
+
+def test_constant_values_compress_to_what_is_still_read(tmp_path: Path) -> None:
+    n = 300_000  # the bound on declared shapes must let the best compression pass
+    given = Configuration(torch.zeros(n, 3), torch.zeros(n, dtype=torch.long), torch.eye(3))
+    data.write_hdf5(tmp_path / "x.h5", [given])
+    (found,) = data.read(tmp_path / "x.h5")
+    assert torch.equal(found.positions, given.positions)
+
+
+def test_format_that_is_not_a_text(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs["format"] = np.arange(3)
+    with pytest.raises(ValueError, match=r"x\.h5: .* got an HDF5 file that glassconv did not write"):
+        data.read(tmp_path / "x.h5")

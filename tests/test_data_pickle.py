@@ -306,3 +306,12 @@ def test_self_referring_metadata(tmp_path: Path) -> None:
     loop["self"] = loop
     (c,) = data.read(save(tmp_path / "x.pickle", {**content(), "metadata": loop}))
     assert "self" not in c.metadata
+
+
+def test_integers_beyond_floating_point(tmp_path: Path) -> None:
+    path = tmp_path / "x.pickle"
+    for change in ({"time": [10**400] * 12}, {"metadata": {"temperature": 10**400}}):
+        with pytest.raises(
+            ValueError, match=r"x\.pickle: not a file of the DeepMind glass data: int too large"
+        ):
+            data.read(save(path, {**content(), **change}))

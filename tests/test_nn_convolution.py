@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from e3nn import o3
 from nn_systems import CUTOFF, DTYPES, assert_close, system
 
 from glassconv import Graph, Paths, conv, neighbor_list, spherical_harmonics
-from glassconv.nn import EdgeFeatures, EquivariantConv, RadialBasis, RadialNetwork, Readout, TensorProductConv
+from glassconv.nn import (
+    SE3GNN,
+    EdgeFeatures,
+    EquivariantConv,
+    RadialBasis,
+    RadialNetwork,
+    Readout,
+    TensorProductConv,
+)
 from glassconv.nn.readout import invariants
 
 
@@ -173,3 +185,43 @@ def test_errors() -> None:
         EquivariantConv("2x0e", "2x0e", n_neighbors=-1)
     with pytest.raises(ValueError, match=r"radial_basis: expected one of .*, got 'fourier'"):
         RadialBasis("fourier")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cutoff": float("inf")}, "cutoff: expected a finite distance, got inf"),
+        ({"cutoff": float("nan")}, "cutoff: expected a positive distance, got nan"),
+        ({"n_radial": 2.0}, "n_radial: expected an integer, got 2.0"),
+        ({"cutoff_power": "6"}, "cutoff_power: expected an integer, got '6'"),
+    ],
+)
+def test_radial_basis_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RadialBasis(**options)
+    with pytest.raises(ValueError, match=message):
+        EquivariantConv("2x0e", "2x0e", l_max=1, **options)
+
+
+@pytest.mark.parametrize("name", ["n_types", "n_outputs", "channels", "n_layers", "radial_hidden"])
+@pytest.mark.parametrize("value", [2.5, 2.0, float("nan"), "2", None, True, np.float64(2)])
+def test_counts_are_integers(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name}: expected an integer, got {value!r}")):
+        SE3GNN(**{"n_types": 2, "n_outputs": 1, name: value})
+
+
+@pytest.mark.parametrize("value", [2.0, "2", None, True])
+def test_degree_is_an_integer(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"l_max: expected an integer, got {value!r}"):
+        SE3GNN(2, 1, l_max=value)
+    with pytest.raises(ValueError, match=f"l_max: expected an integer, got {value!r}"):
+        EquivariantConv("2x0e", "2x0e", l_max=value)
+
+
+def test_readout_has_a_kink_where_features_vanish() -> None:
+    # what the documentation of SE3GNN says of |h|: one-sided slopes 1 and -1, the derivative 0 between them
+    h = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    value = invariants(h, o3.Irreps("1x1o"))
+    assert torch.equal(torch.autograd.grad(value.sum(), h)[0], torch.zeros_like(h))
+    step = torch.tensor([[1e-3, 0.0, 0.0]], dtype=torch.float64)
+    assert float(invariants(step, o3.Irreps("1x1o"))) == float(invariants(-step, o3.Irreps("1x1o"))) == 1e-3

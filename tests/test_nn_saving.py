@@ -76,3 +76,49 @@ def test_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"path: expected version 1 or earlier, got 2"):
         SE3GNN.load(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({}, "path: expected version 1 or earlier, got no version"),
+        ({"version": "one"}, "path: expected version 1 or earlier, got one"),
+        ({"version": "1"}, "path: expected a description in JSON"),
+        ({"version": "1", "description": "{"}, "path: expected a description in JSON"),
+        ({"version": "1", "description": "[" * 100_000}, "path: expected a description in JSON"),
+        (
+            {"version": "1", "description": "[1]"},
+            "path: expected a description with the options .*, got list",
+        ),
+        (
+            {"version": "1", "description": "{}"},
+            r"path: expected a description with the options .*, got \[\]",
+        ),
+        ({"version": "1", "description": '{"options": {}}'}, "path: expected options of SE3GNN"),
+    ],
+)
+def test_header_without_what_save_writes(tmp_path: Path, header: dict[str, str], message: str) -> None:
+    path = tmp_path / "made.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": serialization.FORMAT, **header})
+    with pytest.raises(ValueError, match=message) as caught:
+        SE3GNN.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"color": "red"}, {"channels": "8"}, {"inputs": 3}, {"cutoff": None}, {"n_layers": None}]
+)
+def test_unknown_or_unsuitable_options(tmp_path: Path, changes: dict[str, object]) -> None:
+    path, model = tmp_path / "made.safetensors", network()
+    serialization.write(path, {"options": {**model.options, **changes}}, model.state_dict())
+    with pytest.raises(ValueError, match=r"path: expected options of SE3GNN in .*made\.safetensors, got "):
+        SE3GNN.load(path)
+
+
+def test_no_tensor_of_floating_point_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "made.safetensors"
+    serialization.write(path, {"options": network().options, "metadata": {}}, {"a": torch.zeros(1).long()})
+    with pytest.raises(
+        ValueError, match=r"made\.safetensors, got expected tensors of floating point numbers"
+    ):
+        SE3GNN.load(path)

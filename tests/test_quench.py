@@ -239,7 +239,9 @@ def test_close_contacts_are_survived() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"max_force": 0.0}, "max_force: expected a positive force, got 0.0"),
+        ({"max_force": 0.0}, r"max_force: expected a positive force \(finite\), got 0.0"),
+        ({"max_force": math.inf}, r"max_force: expected a positive force \(finite\), got inf"),
+        ({"max_force": math.nan}, r"max_force: expected a positive force \(finite\), got nan"),
         ({"skin": -1.0}, "skin: expected a positive length, got -1.0"),
         ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
     ],

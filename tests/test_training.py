@@ -302,12 +302,61 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("where", ["prediction", "weights"])
+def test_numbers_that_are_not_finite_reach_no_checkpoint(tmp_path, monkeypatch, where):
+    from glassconv.training.module import PropensityModule
+
+    def spoil(self, *_):
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                self.model.readout.weight.fill_(torch.nan)
+
+    # the last step of the second epoch leaves weights that its own loss has not seen
+    monkeypatch.setattr(PropensityModule, "on_train_batch_end", spoil)
+    data = tiny(3)
+    validation = data[2:] if where == "prediction" else []
+    what = {"prediction": "validation predictions", "weights": "weights"}[where]
+    with pytest.raises(FloatingPointError, match=f"{what}: expected finite numbers, got others .*epoch 1"):
+        fit(network(), data[:2], validation, out=tmp_path, options=options(), progress=False)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(torch.isfinite(v).all() for v in kept["state_dict"].values() if v.is_floating_point())
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_validation_loss_that_is_infinite_stops_the_run(tmp_path, monkeypatch):
+    from glassconv.training.module import PropensityModule
+
+    loss = PropensityModule._loss
+
+    def infinite(self, prediction, batch):
+        return loss(self, prediction, batch) * (1.0 if self.model.training else torch.inf)
+
+    monkeypatch.setattr(PropensityModule, "_loss", infinite)
+    data = tiny(3)
+    with pytest.raises(FloatingPointError, match="validation loss: expected a finite number, got inf"):
+        fit(network(), data[:2], data[2:], out=tmp_path, options=options(), progress=False)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_configuration_in_two_parts_is_refused(tmp_path):
+    data = tiny(3)
+    with pytest.raises(
+        ValueError,
+        match=r"validation: expected configurations that are not .* got tiny1, which is tiny1 of training",
+    ):
+        fit(network(), data, data[1:2], out=tmp_path, options=options())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs: expected an integer of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected an integer of at least 1"),
         ({"learning_rate": -1.0}, "learning_rate: expected a positive number, got -1.0"),
+        ({"learning_rate": 1e300}, r"learning_rate: expected at most 1000, got 1e\+300"),
+        ({"epochs": 10**10}, "epochs: expected at most 1000000000, got 10000000000"),
         ({"gradient_clip": float("nan")}, "gradient_clip: expected a positive number, got nan"),
         ({"ema": 1.0}, "ema: expected a number between 0 and 1, got 1.0"),
         ({"schedule": "warm"}, "schedule: expected one of cosine, plateau, constant, got warm"),

@@ -3,7 +3,7 @@
 // A *block* is one register's worth of edges, all of the same row (receiver); a *segment* is up to kMaxBlocks blocks, of one or
 // several rows. Every per-edge quantity of a segment is a tile [column][block] of Lanes<T>, transposed on load. Channels are
 // therefore never in lanes: any multiplicity costs what its channels cost, and the Clebsch-Gordan matrices are shared by all of
-// them. Lanes without an edge hold zeros throughout and are never stored.
+// them. Lanes without an edge hold zeros (as long as all inputs are finite) and are never stored.
 #pragma once
 
 #include "../core/conv.h"

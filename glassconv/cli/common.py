@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -18,9 +20,13 @@ __all__ = [
     "Parser",
     "add_command",
     "add_data_options",
+    "check_file",
+    "check_folder",
     "comma_list",
     "load",
+    "one_of",
     "quench_missing",
+    "require_propensities",
     "set_threads",
     "split_last",
 ]
@@ -109,17 +115,68 @@ def load(
             raise CommandError(text if path in text else f"{path}: {text}") from error
     if temperatures is not None:
         there = sorted({c.temperature for c in found if c.temperature is not None})
-        found = [c for c in found if c.temperature is not None and _one_of(c.temperature, temperatures)]
+        found = [c for c in found if one_of(c.temperature, temperatures)]
         if not found:
             listed = ", ".join(f"{t:g}" for t in there) or "none known"
             wanted = ", ".join(f"{t:g}" for t in temperatures)
             raise CommandError(f"--temperature: expected one of those in the data ({listed}), got {wanted}")
     if not found:
         raise CommandError(f"DATA: expected at least one configuration, got none in {', '.join(paths)}")
-    return found if times is None else [c.select_times(times) for c in found]
+    if times is None:
+        return found
+    require_propensities(found)
+    try:
+        return [c.select_times(times) for c in found]
+    except ValueError as error:
+        raise CommandError(f"--times: {error}") from error
 
 
-def _one_of(temperature: float, wanted: Sequence[float]) -> bool:
+def require_propensities(configurations: Sequence[Configuration]) -> None:
+    """Refuse configurations without propensities, and without their times.
+
+    Raises:
+        CommandError: the first such configuration.
+    """
+    for configuration in configurations:
+        if configuration.propensity is None:
+            raise CommandError(
+                f"DATA: expected propensities in all configurations, got none in {configuration!r}"
+            )
+
+
+def check_folder(path: Path) -> None:
+    """Refuse an ``--out`` that cannot become a folder with results, before work is done for it.
+
+    Raises:
+        CommandError: a file, below a file, or not writable.
+    """
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise CommandError(f"--out: expected a folder, got {path} ({there} is a file)")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"--out: expected a folder to write into, got {path} ({there} is read-only)")
+
+
+def check_file(path: Path) -> None:
+    """Refuse an ``--out`` that cannot become a file, before work is done for it.
+
+    Raises:
+        CommandError: a folder, or in a folder that does not exist or is not writable.
+    """
+    if path.is_dir():
+        raise CommandError(f"--out: expected a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise CommandError(f"--out: expected a file in an existing folder, got {path}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CommandError(f"--out: expected a file in a folder that can be written, got {path}")
+
+
+def one_of(temperature: float | None, wanted: Sequence[float]) -> bool:
+    """Whether a temperature is among those wanted, up to rounding; an unknown one never is."""
+    if temperature is None:
+        return False
     return any(math.isclose(temperature, other, rel_tol=1e-6) for other in wanted)
 
 
@@ -203,4 +260,7 @@ def set_threads(threads: int | None) -> None:
         return
     if threads < 1:
         raise CommandError(f"--threads: expected at least 1, got {threads}")
+    most = max(256, os.cpu_count() or 1)
+    if threads > most:
+        raise CommandError(f"--threads: expected at most {most}, got {threads}")
     torch.set_num_threads(threads)

@@ -11,8 +11,10 @@ from glassconv.cli.common import (
     CommandError,
     add_command,
     add_data_options,
+    check_folder,
     load,
     quench_missing,
+    require_propensities,
     set_threads,
     split_last,
 )
@@ -52,8 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
     from glassconv.training import evaluate, table, write_report
 
     set_threads(arguments.threads)
+    if arguments.last is not None and arguments.last < 1:
+        raise CommandError(f"--last: expected at least 1, got {arguments.last}")
+    if arguments.out is not None:
+        check_folder(arguments.out)
     path, model = load_model(arguments.model)
     configurations = load(arguments.data, arguments.temperature, arguments.times)
+    require_propensities(configurations)
     if arguments.last is not None:
         _, configurations = split_last(configurations, arguments.last, "--last", keep=0)
     configurations = quench_missing(configurations, needed_fields(model), quench=arguments.quench)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from glassconv.cli.common import CommandError, add_command, load, run_quench, set_threads
+from glassconv.cli.common import CommandError, add_command, check_file, load, run_quench, set_threads
 
 
 def add_parser(commands: Any) -> None:
@@ -36,12 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     from glassconv import data
 
     set_threads(arguments.threads)
+    check_file(arguments.out)
     if arguments.out.exists() and not arguments.overwrite:
         raise CommandError(
             f"--out: expected a new file, got {arguments.out}, which exists (--overwrite replaces it)"
         )
-    if not arguments.out.parent.is_dir():
-        raise CommandError(f"--out: expected a file in an existing folder, got {arguments.out}")
     configurations = run_quench(load(arguments.data), max_force=arguments.max_force)
     data.write_hdf5(arguments.out, configurations)
     energies = [float(c.energy.mean()) for c in configurations if c.energy is not None]

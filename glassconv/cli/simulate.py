@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Simulate with a progress bar."""
     from glassconv.simulation.lammps import SimulationError, simulate
 
+    if arguments.out.is_dir():
+        raise CommandError(f"--out: expected a file, got the folder {arguments.out}")
     names = [field.name for field in dataclasses.fields(SimulationProtocol)]
     protocol = SimulationProtocol(**{name: getattr(arguments, name) for name in names})
     bar: ProgressBar | None = None

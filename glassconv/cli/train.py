@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import torch
 
 from glassconv._files import write_json
 from glassconv.cli.common import (
+    SAMPLE,
     CommandError,
     add_command,
     add_data_options,
+    check_folder,
     comma_list,
     load,
+    one_of,
     quench_missing,
+    require_propensities,
     set_threads,
     split_last,
 )
@@ -65,7 +69,11 @@ _DEFAULTS: dict[str, Any] = {
     "loss_types": None,
     "seed": 0,
     "threads": None,
+    "demo": False,
 }
+# Beyond these a number is a mistake, and would only fill the memory.
+_LARGEST = {"channels": 1024, "l_max": 4, "n_layers": 128}
+_MOST_TYPES = 100
 # A few seconds of training that show everything, on the packaged sample. The cage displacement tells what the
 # inherent structure cannot: how far the particle has moved already at short times.
 _DEMO: dict[str, Any] = {
@@ -144,8 +152,8 @@ def add_parser(commands: Any) -> None:
     _add(training, "schedule", str, None, "of the learning rate", choices=SCHEDULES)
     _add(training, "schedule-patience", int, "N", "epochs on a plateau before the rate is halved")
     _add(training, "early-stopping", int, "N", "stop after N epochs without a better validation correlation")
-    _add(training, "gradient-clip", float, "G", "largest norm of the gradient")
-    _add(training, "ema", float, "D", "average the weights with this decay per step")
+    _add(training, "gradient-clip", float, "G", "largest norm of the gradient, 0: any")
+    _add(training, "ema", float, "D", "average the weights with this decay per step, 0: do not")
     _add(training, "loss-types", comma_list(int), "TYPES", "particle types in the loss, e.g. 0")
     _add(training, "seed", int, "N", "of initial weights and order")
     _add(training, "threads", int, "N", "default: all cores")
@@ -176,37 +184,42 @@ def run(arguments: argparse.Namespace) -> None:
         raise CommandError(
             f"training needs the extra train: pip install 'glassconv[train]' ({error})"
         ) from error
+    from glassconv.training import fit
+    from glassconv.training.checks import check_data, check_parts
+
     folder: Path = arguments.out
+    check_folder(folder)
     options = _options(arguments, folder)
     set_threads(options["threads"])
     # negative seeds and such are refused before any file is read
-    training_options = TrainingOptions(**{name: options[name] for name in _TRAINING})
-    training, validation, test = _split(options)
+    training_options = _training_options(options)
+    _check_sizes(options)
+    parts = _split(options)
     pl.seed_everything(options["seed"], workers=True, verbose=False)
-    model = _model(options, training)
-    checked = [
-        quench_missing(part, needed_fields(model), quench=options["quench"])
-        for part in (training, validation, test)
-    ]
-    training, validation, test = checked
+    model = _model(options, parts)
+    check_parts(parts, model.n_outputs, training_options)  # once before a quench, which may take long
+    parts = {
+        name: quench_missing(part, needed_fields(model), quench=options["quench"])
+        for name, part in parts.items()
+    }
+    check_data(model, parts, training_options)
+    # all is checked: from here on the folder changes
     if not arguments.resume:
         _clear(folder)  # nothing, unless a run is there and is to be replaced
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _CONFIGURATION, options)
 
-    from glassconv.training import fit
-
     try:
         result = fit(
-            model, training, validation, out=folder, options=training_options, resume=arguments.resume
+            model,
+            parts["training"],
+            parts["validation"],
+            out=folder,
+            options=training_options,
+            resume=arguments.resume,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_continue(folder)) from None
-    parts = {"test": test, "validation": validation, "training": training}
-    if arguments.demo:
-        everything = load(options["data"], times=options["times"])
-        others = [c for c in everything if c.temperature not in options["temperature"]]
-        parts["other_temperature"] = quench_missing(others, needed_fields(model), quench=options["quench"])
     _report(folder, result, parts, as_json=arguments.json)
 
 
@@ -221,8 +234,8 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             raise CommandError(
                 f"--resume: expected a folder with a training run, got {folder} (no {_CONFIGURATION})"
             )
-        stored = json.loads(file.read_text())
-    elif file.exists() and not arguments.overwrite and not (arguments.demo and _is_demo(file)):
+        stored = _stored(file)
+    elif _has_run(folder) and not arguments.overwrite and not (arguments.demo and _is_demo(file)):
         raise CommandError(
             f"--out: expected a folder without a training run, got {folder} (--resume continues it, "
             "--overwrite replaces it)"
@@ -230,6 +243,10 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     given = {name: value for name, value in vars(arguments).items() if name in _DEFAULTS}
     if not given.get("data"):
         given.pop("data", None)
+    for name in ("data", "validation_files"):  # absolute, so that a run can be resumed from anywhere
+        if name in given:
+            given[name] = [path if path == SAMPLE else str(Path(path).resolve()) for path in given[name]]
+    given["demo"] = arguments.demo or stored.get("demo", False)
     options = {**_DEFAULTS, **(_DEMO if arguments.demo else {}), **stored, **given}
     if not options["data"]:
         raise CommandError("DATA: expected files of configurations or the word sample, got none")
@@ -243,44 +260,100 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return options
 
 
-def _is_demo(configuration: Path) -> bool:
-    return bool(json.loads(configuration.read_text())["data"] == _DEMO["data"])
+def _stored(file: Path) -> dict[str, Any]:
+    """The options in the configuration of a run."""
+    expected = f"{file}: expected the options of a training run"
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{expected}, got {error}") from error
+    if not isinstance(stored, dict) or not stored.get("data") or not stored.keys() <= _DEFAULTS.keys():
+        raise CommandError(f"{expected}, got something else")
+    for name, value in stored.items():
+        default = _DEFAULTS[name]
+        listed = name in ("temperature", "times", "loss_types")
+        kinds: tuple[type, ...] = (type(default),)
+        kinds += (list,) if listed else (int,) if default is None else ()
+        kinds += (list,) if isinstance(default, tuple) else (int,) if isinstance(default, float) else ()
+        if not isinstance(value, kinds):
+            raise CommandError(f"{expected}, got {value!r} for {name}")
+    return stored
+
+
+def _is_demo(file: Path) -> bool:
+    """Whether a run is a demonstration, on the sample: what it has found is soon found again."""
+    try:
+        stored = _stored(file)
+    except CommandError:
+        return False
+    return bool(stored.get("demo")) and stored["data"] == _DEMO["data"]
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether there is anything to lose: a refused run leaves options only, or nothing."""
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return True
+    results = ("log.csv", "metrics.json", "model.safetensors")
+    return (folder / _CONFIGURATION).exists() and any((folder / name).exists() for name in results)
 
 
 def _clear(folder: Path) -> None:
     """Remove the files of a run, and nothing else; the folder need not hold one."""
-    if not (folder / _CONFIGURATION).exists():
+    if not _has_run(folder):
         return
     plots = folder.glob("correlation*.png")
     for file in [*(folder / name for name in _RESULTS), *plots, *folder.glob("checkpoints/*.ckpt")]:
         file.unlink(missing_ok=True)
-    (folder / _CONFIGURATION).unlink()  # last: an interrupted removal can be repeated
+    (folder / _CONFIGURATION).unlink(missing_ok=True)  # last: an interrupted removal can be repeated
 
 
-def _split(options: dict[str, Any]) -> tuple[list[Configuration], list[Configuration], list[Configuration]]:
+def _training_options(options: dict[str, Any]) -> TrainingOptions:
+    chosen = {name: options[name] for name in _TRAINING}
+    for name in ("ema", "gradient_clip"):
+        chosen[name] = None if chosen[name] == 0 else chosen[name]
+    return TrainingOptions(**chosen)
+
+
+def _check_sizes(options: dict[str, Any]) -> None:
+    for name, most in _LARGEST.items():
+        least = 0 if name == "l_max" else 1
+        if not least <= options[name] <= most:
+            raise CommandError(f"{name}: expected {least} to {most}, got {options[name]}")
+
+
+def _split(options: dict[str, Any]) -> dict[str, list[Configuration]]:
+    """Configurations by the part they have in the run, in the order of the report."""
     configurations = load(options["data"], options["temperature"], options["times"])
     rest, test = split_last(configurations, options["test"], "--test", keep=1)
     training, validation = split_last(rest, options["validation"], "--validation", keep=1)
     if options["validation_files"]:
         validation += load(options["validation_files"], options["temperature"], options["times"])
-    for part in (training, validation, test):
+    parts = {"test": test, "validation": validation, "training": training}
+    if options["demo"]:
+        everything = load(options["data"], times=options["times"])
+        parts["other_temperature"] = [
+            c for c in everything if not one_of(c.temperature, options["temperature"])
+        ]
+    for part in parts.values():
+        require_propensities(part)
         for configuration in part:
-            if configuration.propensity is None:
-                raise CommandError(
-                    f"DATA: expected propensities in all configurations, got none in {configuration!r}"
-                )
             if configuration.n_times != training[0].n_times:
                 raise CommandError(
                     "DATA: expected the same number of times in all configurations, got "
                     f"{training[0].n_times} and {configuration.n_times} (--temperature or --times choose)"
                 )
-    return training, validation, test
+    return parts
 
 
-def _model(options: dict[str, Any], training: Sequence[Configuration]) -> Any:
+def _model(options: dict[str, Any], parts: dict[str, list[Configuration]]) -> Any:
     from glassconv.nn import SE3GNN
 
-    n_types = max(int(c.types.max()) for c in training) + 1
+    training = parts["training"]
+    n_types = max(int(c.types.max()) for part in parts.values() for c in part) + 1
+    if n_types > _MOST_TYPES:
+        raise CommandError(
+            f"types: expected types counted from 0 without gaps, at most {_MOST_TYPES}, got {n_types - 1}"
+        )
     network = {name: options[name] for name in _NETWORK}
     model = SE3GNN(n_types, training[0].n_times, **network).to(getattr(torch, options["dtype"]))
     temperatures = sorted({c.temperature for c in training if c.temperature is not None})
@@ -293,7 +366,7 @@ def _model(options: dict[str, Any], training: Sequence[Configuration]) -> Any:
 def _how_to_continue(folder: Path) -> str:
     if not (folder / "checkpoints" / "last.ckpt").exists():
         return "no epoch was finished"
-    return f"continue with: glassconv train --resume --out {folder}"
+    return f"continue with: glassconv train --resume --out {shlex.quote(str(folder))}"
 
 
 def _report(folder: Path, result: Any, parts: dict[str, list[Configuration]], *, as_json: bool) -> None:

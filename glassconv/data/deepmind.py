@@ -39,7 +39,8 @@ def read_deepmind(path: str | Path) -> Configuration:
         raise ValueError(f"{path}: expected a pickled dict, got {type(content).__name__}")
     try:
         return _configuration(content, path)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # Integers of a pickle have any size, its lists any depth.
         raise ValueError(f"{path}: not a file of the DeepMind glass data: {error}") from error
 
 

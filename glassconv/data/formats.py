@@ -191,8 +191,9 @@ def _reader(path: Path) -> Callable[[Path, Sequence[float] | None], list[Configu
 def _foreign_hdf5(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") != FORMAT)
-    except OSError:
+            found = file.attrs.get("format")
+            return not (isinstance(found, str) and found == FORMAT)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return False  # damaged: the reader says how
 
 
@@ -200,7 +201,7 @@ def _npz_keys(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # not BadZipFile alone: also what decoding its numbers and names raises
         raise ValueError(f"{path}: not a readable npz file: truncated or damaged ({error})") from error
 
 
@@ -208,12 +209,22 @@ def _load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
     """Load those of the ``keys`` that are there; objects would need pickle and are refused."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in keys if key in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        reason = "it holds pickled objects" if "pickle" in str(error).lower() else f"damaged ({error})"
+            content = {key: archive[key] for key in keys if key in archive.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # A damaged archive fails in countless ways (BadZipFile, zlib.error, EOFError, MemoryError, ...).
+        if "pickle" in str(error).lower():
+            reason = "it holds pickled objects"
+        elif isinstance(error, RuntimeError):  # of zipfile: encrypted, or a compression that it does not know
+            reason = f"it cannot be unpacked ({error})"
+        else:
+            reason = f"damaged ({error})"
         raise ValueError(f"{path}: not a readable npz file: {reason}") from error
+    for key, array in content.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of a member that is not an array
+            raise ValueError(f"{path}: not a readable npz file: {key}: expected an array, got other bytes")
+    return content
 
 
 def _positions(content: dict[str, Array]) -> torch.Tensor:

@@ -30,6 +30,8 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "read_hdf5", "write_hdf5"]
 FORMAT = "glassconv configurations"
 FORMAT_VERSION = 1
 
+_MOST_COMPRESSED = 2000  # bytes of values per byte in the file; gzip reaches at most 1032
+
 _LENGTH, _ENERGY, _TIME = "sigma_AA", "eps_AA", "sigma_AA sqrt(m / eps_AA)"
 _REQUIRED = {"positions": _LENGTH, "types": "1", "cell": _LENGTH, "pbc": "1"}
 _OPTIONAL = {
@@ -91,7 +93,9 @@ def read_hdf5(path: str | os.PathLike[str]) -> list[Configuration]:
         with h5py.File(path, "r") as file:
             n = _check_header(file)
             return [_read_one(file, f"configurations/{i:06d}") for i in range(n)]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         # HDF5 itself says OSError or RuntimeError of truncated files and of checksums that do not match.
         raise ValueError(f"{path}: not a readable glassconv HDF5 file: {_reason(error)}") from error
 
@@ -149,16 +153,35 @@ def _read_one(file: h5py.File, where: str) -> Configuration:
             if key in _REQUIRED:
                 raise ValueError(f"{where}: expected a dataset {key}, got {sorted(group)}")
             continue
-        arrays[key] = torch.from_numpy(np.asarray(group[key][()]))
+        arrays[key] = torch.from_numpy(_values(group, key))
     temperature = group.attrs.get("temperature")
     return Configuration(
         **arrays,
         temperature=None if temperature is None else float(temperature),
         name=str(group.attrs["name"]),
-        metadata=json.loads(group["metadata"].asstr()[()]),
+        metadata=json.loads(_dataset(group, "metadata").asstr()[()]),
     )
 
 
+def _dataset(group: h5py.Group, key: str) -> h5py.Dataset:
+    found = group[key]
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{group.name}/{key}: expected a dataset, got {type(found).__name__}")
+    return found
+
+
+def _values(group: h5py.Group, key: str) -> NDArray[Any]:
+    dataset = _dataset(group, key)
+    stored = dataset.id.get_storage_size()
+    # Checked before memory is asked for: a file of a few bytes can declare a dataset of any shape.
+    if dataset.nbytes > _MOST_COMPRESSED * stored:
+        raise ValueError(
+            f"{dataset.name}: expected the data of shape {dataset.shape}, got {stored} bytes in the file"
+        )
+    return np.asarray(dataset[()])
+
+
 def _reason(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
+    first = error.args[0] if error.args else None
+    text = first if isinstance(first, str) else str(error) or type(error).__name__
     return "truncated (incomplete copy?)" if "truncated file" in text else text

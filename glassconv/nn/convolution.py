@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glassconv import Graph, Paths, conv
 from glassconv.nn.equivariant import Linear
-from glassconv.nn.radial import EdgeFeatures, RadialBasis, RadialNetwork
+from glassconv.nn.radial import EdgeFeatures, RadialBasis, RadialNetwork, count, integer
 
 
 class TensorProductConv(torch.nn.Module):
@@ -126,14 +126,14 @@ class EquivariantConv(torch.nn.Module):
         super().__init__()
         self.irreps_in = Irreps(irreps_in)
         self.irreps_out = Irreps(irreps_out)
+        l_max = integer("l_max", l_max)
         reached = reachable(self.irreps_in, l_max)
         missing = [str(ir) for _, ir in self.irreps_out if ir not in reached]
         if missing:
             raise ValueError(
                 f"irreps_out: expected irreps that {self.irreps_in} and l_max = {l_max} reach, got {missing}"
             )
-        if radial_hidden < 1:
-            raise ValueError(f"radial_hidden: expected at least 1, got {radial_hidden}")
+        radial_hidden = count("radial_hidden", radial_hidden)
         if not n_neighbors > 0:
             raise ValueError(f"n_neighbors: expected a positive number, got {n_neighbors}")
         self.basis = RadialBasis(radial_basis, n_radial, cutoff, cutoff_power)

@@ -16,7 +16,7 @@ from glassconv.nn import inputs as node_inputs
 from glassconv.nn import serialization, statistics
 from glassconv.nn.batch import Batch
 from glassconv.nn.layer import Layer, hidden_irreps
-from glassconv.nn.radial import RadialBasis
+from glassconv.nn.radial import RadialBasis, count, integer
 from glassconv.nn.readout import Readout
 
 PARITIES = ("natural", "both")
@@ -34,6 +34,8 @@ class SE3GNN(torch.nn.Module):
 
     There is no pointwise nonlinearity on node features. The output is invariant under rotations, inversion,
     translations; it goes with the particles under permutation, and is smooth as particles cross the cutoff.
+    It is not smooth everywhere: |h| has a kink where h vanishes, in symmetric surroundings (derivatives are
+    taken as 0 there), and so has the ReLU of the radial networks.
 
     Source: F. S. Pezzicoli, G. Charpiat, F. P. Landes, SciPost Phys. 16, 136 (2024).
 
@@ -85,14 +87,11 @@ class SE3GNN(torch.nn.Module):
     ) -> None:
         super().__init__()
         inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-        for name, count in (
-            ("n_types", n_types),
-            ("n_outputs", n_outputs),
-            ("channels", channels),
-            ("n_layers", n_layers),
-        ):
-            if count < 1:
-                raise ValueError(f"{name}: expected at least 1, got {count}")
+        n_types, n_outputs = count("n_types", n_types), count("n_outputs", n_outputs)
+        channels, n_layers = count("channels", channels), count("n_layers", n_layers)
+        n_radial, radial_hidden = count("n_radial", n_radial), count("radial_hidden", radial_hidden)
+        cutoff_power = count("cutoff_power", cutoff_power)
+        l_max = integer("l_max", l_max)
         if not 0 <= l_max <= 4:
             raise ValueError(f"l_max: expected 0 to 4, got {l_max}")
         for name, choice, allowed in (("parity", parity, PARITIES), ("positions", positions, POSITIONS)):
@@ -327,16 +326,19 @@ class SE3GNN(torch.nn.Module):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a saved network, or tensors that do not fit its options.
+            ValueError: not a saved network, or tensors that do not fit its options; it names the file.
         """
         description, state = serialization.read(path)
-        with torch.random.fork_rng(devices=[]):  # the initial values are thrown away: leave no trace of them
-            network = cls(**description["options"])
-        network.metadata = description["metadata"]
-        network.to(serialization.floating_dtype(state))
         try:
+            with torch.random.fork_rng(devices=[]):  # the initial values are thrown away: leave no trace
+                network = cls(**description["options"])
+        except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+            raise ValueError(f"path: expected options of SE3GNN in {path}, got {error}") from error
+        network.metadata = description.get("metadata", {})
+        try:
+            network.to(serialization.floating_dtype(state))
             network.load_state_dict(state)
-        except RuntimeError as error:
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"path: expected tensors that fit the options in {path}, got {error}") from error
         return network.eval()
 

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import inf, pi, sqrt
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 RADIAL_BASES = ("bessel", "gaussian")
+
+
+def integer(name: str, value: object) -> int:
+    """The argument as an int; a ValueError naming it for anything that is none, 2.0 and True included."""
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError):  # tensors and arrays have the method, and refuse where they hold no integer
+            return index(value)
+    raise ValueError(f"{name}: expected an integer, got {value!r}")
+
+
+def count(name: str, value: object) -> int:
+    """The argument as an int of at least 1; a ValueError naming it for anything else."""
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
 
 
 def safe_norm(vectors: Tensor) -> Tensor:
@@ -96,10 +115,11 @@ class RadialBasis:
         if self.kind not in RADIAL_BASES:
             raise ValueError(f"radial_basis: expected one of {RADIAL_BASES}, got {self.kind!r}")
         for name in ("n_radial", "cutoff_power"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            count(name, getattr(self, name))
         if not self.cutoff > 0:
             raise ValueError(f"cutoff: expected a positive distance, got {self.cutoff}")
+        if self.cutoff == inf:
+            raise ValueError("cutoff: expected a finite distance, got inf")
 
     def envelope(self, distances: Tensor) -> Tensor:
         """The cutoff function u: (E,) -> (E,), never negative (the factored form has no cancellation)."""

@@ -36,7 +36,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of this format, or of a later version.
+        ValueError: not a file of this format, or of a later version; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,12 +49,26 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise ValueError(f"path: expected a network saved by SE3GNN.save, got {path} ({error})") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"path: expected format {FORMAT!r}, got {header.get('format')!r} in {path}")
-    if int(header["version"]) > VERSION:
-        raise ValueError(f"path: expected version {VERSION} or earlier, got {header['version']} in {path}")
-    description: dict[str, Any] = json.loads(header["description"])
+    version = header.get("version", "no version")
+    if not (version.isascii() and version.isdigit() and len(version) < 10 and 1 <= int(version) <= VERSION):
+        raise ValueError(f"path: expected version {VERSION} or earlier, got {version} in {path}")
+    try:
+        description = json.loads(header.get("description", ""))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"path: expected a description in JSON, got {error} in {path}") from error
+    if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
+        found = sorted(description) if isinstance(description, dict) else type(description).__name__
+        raise ValueError(f"path: expected a description with the options of SE3GNN, got {found} in {path}")
     return description, state
 
 
 def floating_dtype(state: dict[str, Tensor]) -> torch.dtype:
-    """The dtype of the network that the tensors belong to."""
-    return next(value.dtype for value in state.values() if value.is_floating_point() and value.numel() > 0)
+    """The dtype of the network that the tensors belong to.
+
+    Raises:
+        ValueError: none of them holds floating point numbers.
+    """
+    for value in state.values():
+        if value.is_floating_point() and value.numel() > 0:
+            return value.dtype
+    raise ValueError(f"expected tensors of floating point numbers, got {sorted(state)}")

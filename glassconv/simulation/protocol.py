@@ -14,6 +14,11 @@ RELAXATION_TIMES = {0.64: 10.5, 0.56: 24.5, 0.50: 115.5, 0.47: 610.0, 0.44: 5890
 temperature: when the self-intermediate scattering function of type A at k = 7.2 has fallen to 1/e."""
 
 
+_LONGEST = 1e6  # relaxation times in one stage
+_MOST_STEPS = 1e15  # integrator steps in one stage, exact as float64 and, summed up, as int64
+_MOST_TIMES = 1_000_000
+
+
 def relaxation_time(temperature: float) -> float:
     """tau_alpha at ``temperature``, interpolated in (1/T, ln tau) between `RELAXATION_TIMES`.
 
@@ -49,14 +54,14 @@ class SimulationProtocol:
         n_trajectories: velocity draws per configuration, an even number: each half-ensemble averages one
             half.
         n_times: recorded times, log-spaced from ``first_time`` to ``duration`` tau, multiples of
-            ``timestep``.
+            ``timestep``; no more than there are such steps, and at most a million.
         seed: of everything random; same protocol, same seed, same LAMMPS build: same bits.
         relaxation_time: tau; None interpolates the measured `RELAXATION_TIMES` (0.44 <= T <= 0.64).
         n_chains: independent chains; they can run at the same time, and splits between them are free of
             leakage.
         density: particles per sigma_AA^3.
         melt_temperature, melt_time: the melt, in LJ units.
-        cooling, equilibration, gap, duration: in units of tau.
+        cooling, equilibration, gap, duration: in units of tau, at most a million each.
         first_time: earliest recorded time, LJ units.
         timestep: of the integrator, LJ units.
         thermostat_time: damping time of the Nose-Hoover thermostat, LJ units.
@@ -116,6 +121,27 @@ class SimulationProtocol:
             raise ValueError(
                 f"melt_temperature: expected at least temperature = {self.temperature}, "
                 f"got {self.melt_temperature}"
+            )
+        for name in ("cooling", "equilibration", "gap", "duration"):
+            value = getattr(self, name)
+            if value > _LONGEST:
+                raise ValueError(f"{name}: expected at most {_LONGEST:g} relaxation times, got {value}")
+            if value * self.tau / self.timestep > _MOST_STEPS:
+                raise ValueError(
+                    f"{name}: expected at most {_MOST_STEPS:g} steps of timestep = {self.timestep}, "
+                    f"got {value} relaxation times of {self.tau:g}"
+                )
+        if self.melt_time / self.timestep > _MOST_STEPS:
+            raise ValueError(
+                f"melt_time: expected at most {_MOST_STEPS:g} steps of timestep = {self.timestep}, "
+                f"got {self.melt_time}"
+            )
+        # Checked before the times are made, which takes memory and time in proportion to their number.
+        most = min(_MOST_TIMES, int(self.duration * self.tau / self.timestep) + 1)
+        if self.n_times > most:
+            raise ValueError(
+                f"n_times: expected at most {most}, of which each is a time step = {self.timestep} until "
+                f"duration * tau = {self.duration * self.tau:g}, got {self.n_times}"
             )
         steps = self.time_steps
         if steps[0] < 1 or np.any(np.diff(steps) < 1):

@@ -10,6 +10,7 @@ leave the computation when they have converged.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -79,7 +80,7 @@ def quench(
 
     Args:
         configuration: one configuration, or several, with types 0 (A) and 1 (B); ``positions`` are the start.
-        max_force: stop when no particle feels a larger force, in units of eps_AA / sigma_AA.
+        max_force: stop when no particle feels a larger force, in units of eps_AA / sigma_AA; finite.
         max_steps: give up after so many steps.
         skin: pairs that are this much farther apart than their cutoff are kept in the neighbor list, which is
             made anew when a particle has moved by half of it, in units of sigma_AA. Affects the speed only.
@@ -92,12 +93,12 @@ def quench(
         of steps.
 
     Raises:
-        ValueError: on other particle types, a tolerance or skin that is not positive, or coinciding
-            particles.
+        ValueError: on other particle types, a tolerance that is not positive and finite, a skin that is not
+            positive, or coinciding particles.
         RuntimeError: if ``max_steps`` are not enough.
     """
-    if not max_force > 0:
-        raise ValueError(f"max_force: expected a positive force, got {max_force}")
+    if not 0 < max_force < math.inf:  # an infinite one would return the start as its inherent structure
+        raise ValueError(f"max_force: expected a positive force (finite), got {max_force}")
     if not skin > 0:
         raise ValueError(f"skin: expected a positive length, got {skin}")
     if max_steps < 1:

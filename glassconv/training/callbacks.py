@@ -18,16 +18,40 @@ from glassconv._files import write_text
 from glassconv.training.module import PropensityModule
 from glassconv.training.progress import ProgressBar
 
-__all__ = ["AveragedWeights", "Checkpoints", "EpochLog", "Progress", "ResumableEarlyStopping", "read_log"]
+__all__ = [
+    "AveragedWeights",
+    "Checkpoints",
+    "EpochLog",
+    "FiniteEpoch",
+    "Progress",
+    "ResumableEarlyStopping",
+    "read_log",
+]
 
 COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_pearson", "learning_rate", "seconds")
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Rows of a ``log.csv``, values as text; an empty list when there is no such file."""
+    """Rows of a ``log.csv``, values as text; an empty list when there is no such file.
+
+    Raises:
+        ValueError: not such a log.
+    """
     if not path.exists():
         return []
-    return list(csv.DictReader(io.StringIO(path.read_text())))
+    rows = list(csv.DictReader(io.StringIO(path.read_text(errors="replace"))))
+    if not all((row.get("epoch") or "").isdecimal() for row in rows):
+        raise ValueError(f"{path}: expected the log of a training run, got a file without epochs")
+    return rows
+
+
+class FiniteEpoch(Callback):
+    """Stop with an error where an epoch ends in NaN or infinity, before it enters log and checkpoints."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """See `PropensityModule.check_finite`."""
+        assert isinstance(pl_module, PropensityModule)
+        pl_module.check_finite()
 
 
 class EpochLog(Callback):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glassconv._files import write_json
 from glassconv.data import Configuration
 from glassconv.nn import SE3GNN
@@ -28,15 +30,23 @@ def evaluate(model: SE3GNN, configurations: Sequence[Configuration]) -> list[Gro
 
     Raises:
         ValueError: another number of times than outputs, and what the network or `score` refuse.
+        FloatingPointError: predictions that are not finite.
     """
     for configuration in configurations:
+        if configuration.propensity is None:
+            raise ValueError(f"configurations: expected propensities, got none in {configuration!r}")
         if configuration.n_times != model.n_outputs:
             where = configuration.name or "a configuration"
             raise ValueError(
                 f"configurations: expected {model.n_outputs} times, as the network has outputs, "
                 f"got {configuration.n_times} in {where}"
             )
-    return score([model.predict(configuration) for configuration in configurations], configurations)
+    predictions = [model.predict(configuration) for configuration in configurations]
+    for prediction, configuration in zip(predictions, configurations, strict=True):
+        if not bool(torch.isfinite(prediction).all()):
+            where = configuration.name or "a configuration"
+            raise FloatingPointError(f"predictions: expected finite numbers, got others for {where}")
+    return score(predictions, configurations)
 
 
 def write_report(

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,11 @@ from glassconv._environment import environment
 from glassconv._files import write_json
 from glassconv.data import Configuration
 from glassconv.nn import SE3GNN
+from glassconv.training.checks import check_data
 from glassconv.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from glassconv.training.data_module import ConfigurationDataModule
 
 __all__ = ["FitResult", "fit"]
 
@@ -78,41 +82,48 @@ def fit(
         `FitResult`.
 
     Raises:
-        ValueError: unsuitable configurations; a run in ``out`` of other options or data; early stopping
-            without validation configurations; a loss that became NaN.
+        ValueError: unsuitable configurations (see `glassconv.training.checks.check_data`); a run in ``out``
+            of other options or data, or with damaged files; early stopping without validation configurations.
+        FloatingPointError: losses, predictions or weights that became NaN or infinite; the checkpoint of the
+            last good epoch stays.
         FileExistsError: ``out`` holds a run and ``resume`` is False.
         KeyboardInterrupt: on Ctrl-C, with everything in place to resume.
     """
     options = options or TrainingOptions()
     folder = Path(out)
     last = folder / "checkpoints" / "last.ckpt"
-    if options.early_stopping is not None and not validation:
-        raise ValueError("early_stopping: expected validation configurations to stop on, got none")
     if not resume and last.exists():
         raise FileExistsError(
             f"out: expected a folder without a training run, got {folder} (resume continues it)"
         )
-    model.set_statistics(training)
-    _check_data(model, [*training, *validation], options)
+    parts = {"training": training, "validation": validation}
+    # the data module below prepares them, also before anything is written
+    check_data(model, parts, options, prepare=False)
     record = _record(model, options, training, validation)
     if last.exists():
-        _check_same(record, json.loads((folder / "training.json").read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "training.json", record)
-    write_json(folder / "environment.json", environment())
+        _check_same(record, folder / "training.json")
+        _load_checkpoint(last)
     with _quiet():
-        n_epochs = _run(model, training, validation, folder, options=options, progress=progress)
+        from glassconv.training.callbacks import read_log
+        from glassconv.training.data_module import ConfigurationDataModule
+
+        if last.exists():
+            read_log(folder / "log.csv")
+        data = ConfigurationDataModule(
+            model, training, validation, batch_size=options.batch_size, seed=options.seed
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "training.json", record)
+        write_json(folder / "environment.json", environment())
+        n_epochs = _run(model, data, folder, options=options, progress=progress)
     epoch = _load_kept(model, folder, best=bool(validation))
     model.save(folder / "model.safetensors")
-    from glassconv.training.callbacks import read_log
-
     return FitResult(model.eval(), epoch, n_epochs, read_log(folder / "log.csv"))
 
 
 def _run(
     model: SE3GNN,
-    training: Sequence[Configuration],
-    validation: Sequence[Configuration],
+    data: ConfigurationDataModule,
     folder: Path,
     *,
     options: TrainingOptions,
@@ -122,14 +133,10 @@ def _run(
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from glassconv.training import callbacks
-    from glassconv.training.data_module import ConfigurationDataModule
     from glassconv.training.module import PropensityModule
 
-    data = ConfigurationDataModule(
-        model, training, validation, batch_size=options.batch_size, seed=options.seed
-    )
     bar = callbacks.Progress(options.epochs)
-    hooks: list[Any] = [callbacks.EpochLog(folder / "log.csv")]
+    hooks: list[Any] = [callbacks.FiniteEpoch(), callbacks.EpochLog(folder / "log.csv")]
     if progress:
         hooks.append(bar)
     if options.ema is not None:
@@ -164,7 +171,7 @@ def _run(
 def _load_kept(model: SE3GNN, folder: Path, *, best: bool) -> int:
     """Put the weights that are kept into the network; returns the epoch they are from."""
     path = folder / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _load_checkpoint(path)
     prefix = "model."
     state = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
     averaged = checkpoint["callbacks"].get("AveragedWeights")
@@ -172,23 +179,6 @@ def _load_kept(model: SE3GNN, folder: Path, *, best: bool) -> int:
         state |= averaged["average"]
     model.load_state_dict(state)
     return int(checkpoint["epoch"])
-
-
-def _check_data(model: SE3GNN, configurations: Sequence[Configuration], options: TrainingOptions) -> None:
-    for configuration in configurations:
-        name = configuration.name or "a configuration"
-        if configuration.propensity is None or configuration.n_times != model.n_outputs:
-            found = 0 if configuration.propensity is None else configuration.n_times
-            raise ValueError(
-                f"configurations: expected propensities at {model.n_outputs} times, as the network has "
-                f"outputs, got {found} in {name}"
-            )
-        present = set(configuration.types.tolist())
-        if options.loss_types is not None and present.isdisjoint(options.loss_types):
-            raise ValueError(
-                f"loss_types: expected some of {sorted(present)}, the types in {name}, got "
-                f"{options.loss_types}"
-            )
 
 
 def _record(
@@ -222,10 +212,31 @@ def _digest(configurations: Sequence[Configuration]) -> str:
     return digest.hexdigest()
 
 
-def _check_same(new: dict[str, Any], old: dict[str, Any]) -> None:
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files fail in many ways: EOFError, UnpicklingError, RuntimeError ...
+        raise ValueError(
+            f"{path}: expected a checkpoint of a training run, got a file that cannot be read "
+            f"({type(error).__name__})"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "callbacks", "epoch"} <= checkpoint.keys():
+        raise ValueError(f"{path}: expected a checkpoint of a training run, got something else")
+    return checkpoint
+
+
+def _check_same(new: dict[str, Any], file: Path) -> None:
     """A resumed run must be the same run; only its length may change, where the schedule does not depend on
     it.
     """
+    try:
+        old = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: expected the record of the run to resume, got {error}") from error
+    if not isinstance(old, dict) or not new.keys() <= old.keys():
+        raise ValueError(f"{file}: expected the record of the run to resume, got something else")
+    if not all(isinstance(old[part], dict) for part in ("network", "options")):
+        raise ValueError(f"{file}: expected the options of the run to resume, got something else")
     for part in ("network", "options"):
         for name, value in new[part].items():
             free = name == "epochs" and new["options"]["schedule"] != "cosine"

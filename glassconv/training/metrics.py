@@ -7,7 +7,8 @@ mean.
 
 Values that have no correlation stay visible:
 
-- a NaN target is a missing measurement; its particle is left out;
+- `pearson` takes a NaN target as not measured and leaves its particle out (propensities of a `Configuration`
+  are finite: in the scores of configurations every particle counts);
 - a NaN or infinite prediction where a target exists makes the coefficient NaN: a failed network is not scored
   on the particles that happened to survive;
 - fewer than two particles, or constant values on either side, give NaN (the coefficient is undefined);

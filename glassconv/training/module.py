@@ -51,6 +51,9 @@ class PropensityModule(pl.LightningModule):
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Loss and correlations of one configuration."""
         prediction, targets = self.model(batch), self._targets(batch)
+        if not bool(torch.isfinite(prediction).all()):
+            # its correlation is undefined too, but not a 0 to go on with
+            raise FloatingPointError(self._diverged("validation predictions", "finite numbers", "others"))
         correlations = []
         for particle_type in self._types(batch):
             chosen = batch.types == particle_type
@@ -69,17 +72,31 @@ class PropensityModule(pl.LightningModule):
         metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         return metrics
 
+    def check_finite(self) -> None:
+        """Refuse to go on from an epoch that has ended in numbers that are not finite.
+
+        Raises:
+            FloatingPointError: losses, or the weights that the last step of the epoch has left.
+        """
+        metrics = self.epoch_metrics()
+        for name, label in (("train_loss", "training loss"), ("validation_loss", "validation loss")):
+            if name in metrics and not math.isfinite(metrics[name]):
+                raise FloatingPointError(self._diverged(label, "a finite number", str(metrics[name])))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(self._diverged("weights", "finite numbers", f"others in {name}"))
+
+    def _diverged(self, what: str, expected: str, got: str) -> str:
+        return (
+            f"{what}: expected {expected}, got {got} in epoch {self.current_epoch}; "
+            "a smaller learning rate may help"
+        )
+
     def on_train_epoch_end(self) -> None:
         """Step the schedule here, before the checkpoint is written, so that a resumed run continues
         exactly.
         """
         metrics = self.epoch_metrics()
-        if not math.isfinite(metrics["train_loss"]):
-            # before the checkpoint: the last good one stays
-            raise FloatingPointError(
-                f"training loss: expected a finite number, got {metrics['train_loss']} "
-                f"in epoch {self.current_epoch}; a smaller learning rate may help"
-            )
         for name, value in metrics.items():
             self.log(name, value, on_step=False, on_epoch=True, batch_size=1)
         scheduler: Any = self.lr_schedulers()

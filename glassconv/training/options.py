@@ -9,6 +9,8 @@ __all__ = ["SCHEDULES", "TrainingOptions"]
 
 SCHEDULES = ("cosine", "plateau", "constant")
 
+_LARGEST = 10**9  # of counts: beyond, they are mistakes
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -47,6 +49,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "schedule_patience"):
             _require(name, getattr(self, name) >= 1, "an integer of at least 1", getattr(self, name))
+            _require(name, getattr(self, name) <= _LARGEST, f"at most {_LARGEST}", getattr(self, name))
         _require(
             "early_stopping",
             self.early_stopping is None or self.early_stopping >= 1,
@@ -56,6 +59,7 @@ class TrainingOptions:
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(name, value is None or (math.isfinite(value) and value > 0), "a positive number", value)
+        _require("learning_rate", self.learning_rate <= 1000, "at most 1000", self.learning_rate)
         _require("ema", self.ema is None or 0 < self.ema < 1, "a number between 0 and 1", self.ema)
         _require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}", self.schedule)
         _require("seed", 0 <= self.seed < 2**32, "an integer in [0, 2^32)", self.seed)
