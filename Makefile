@@ -1,7 +1,7 @@
 # Everything a checkout needs, from nothing: `make demo`, `make test`. Each target sets up what it lacks in .venv, once.
 #
 #   PYTHON=python3.12      interpreter for a new .venv              (default python3; 3.11 or later for constraints.txt)
-#   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
+#   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url with PyTorch's index of CPU builds
 #   PYTEST_ARGS="-k conv"  passed to pytest
 #   GLASSCONV_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see "Building" in README.md
 

@@ -19,6 +19,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CXXFLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra".split()
+NVCCFLAGS = "-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC -Xcompiler -fvisibility=hidden".split()
+CUDA_ARCHS = "8.0;9.0;10.0;12.0+PTX"
 # one object per instruction set: (name, flags); the first runs everywhere
 ISA_LEVELS = [("plain", [])]
 if platform.machine() in ("x86_64", "AMD64"):
@@ -94,6 +96,26 @@ def find_cuda() -> tuple[Path | None, str]:
     return None, "no CUDA toolkit found"
 
 
+def cuda_version(cuda: Path) -> str:
+    """The toolkit's release, such as "13.0"."""
+    said = subprocess.run([cuda / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\S+),", said)[1]
+
+
+def arch_flags() -> list[str]:
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX"."""
+    flags = []
+    for arch in re.split(r"[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS):
+        found = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
+        if found is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected numbers like 9.0 or 9.0+PTX, got {arch!r}")
+        number = found[1] + found[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if found[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 class NinjaBuild(build_ext):
     """Compiles every source with flags of its own, which setuptools' and torch's own builders cannot."""
 
@@ -109,7 +131,7 @@ class NinjaBuild(build_ext):
             *(shlex.quote(f"-isystem{path}") for path in include),
             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
             f'-DGLASSCONV_TORCH_VERSION=\\"{torch.__version__}\\"',
-            '-DGLASSCONV_CUDA_VERSION=\\"\\"',
+            f'-DGLASSCONV_CUDA_VERSION=\\"{cuda_version(cuda) if cuda else ""}\\"',
             "-fopenmp",
         ]
         # a fused multiply-add that nobody asked for would move a distance across the cutoff
@@ -119,14 +141,24 @@ class NinjaBuild(build_ext):
             for name in PER_ISA
             for isa, flags in reversed(ISA_LEVELS)
         ]
-        jobs += [(path, "", torch_flags + exact) for path in sorted((ROOT / "csrc/torch").glob("*.cpp"))]
+        # a backend that is not built is a file that is not compiled
+        torch_sources = sorted((ROOT / "csrc/torch").glob("*.cpp"))
+        jobs += [
+            (path, "", torch_flags + exact) for path in torch_sources if cuda or "_cuda" not in path.stem
+        ]
         rest = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.stem not in PER_ISA)
         jobs += [(path, "", exact) for path in rest]
-        self.run_ninja(ext, cxx, jobs, cpp_extension.library_paths())
+        link = [shlex.quote(f"-L{path}") for path in cpp_extension.library_paths()]
+        link += ["-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-fopenmp", "-s"]
+        if cuda:
+            jobs += [(path, "", arch_flags()) for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+            # static, so that the module imports where there is no driver, beside a torch with or without CUDA
+            link += [shlex.quote(f"-L{cuda}/lib64"), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        self.run_ninja(ext, [cxx, cuda and str(cuda / "bin/nvcc")], jobs, link)
         record = Path(self.get_ext_fullpath(ext.name)).with_name("_build.json")
         record.write_text(json.dumps({"torch": torch.__version__}) + "\n")
 
-    def run_ninja(self, ext: Extension, cxx: str, jobs: list, library_dirs: list[str]) -> None:
+    def run_ninja(self, ext: Extension, compilers: list, jobs: list, link: list[str]) -> None:
         """Write build.ninja (compile rules with dependency files, one link) and run it."""
         import ninja
 
@@ -139,10 +171,16 @@ class NinjaBuild(build_ext):
             return re.sub(r"([$ :])", r"$\1", str(path))
 
         compile_command = "$cxx -MMD -MF $out.d $cxxflags $flags -c $in -o $out"
+        cuda_command = "$nvcc -ccbin $cxx -MMD -MF $out.d $nvccflags $flags -c $in -o $out"
+        cxx, nvcc = compilers
         lines = [
             f"cxx = {shlex.quote(cxx)}",
+            f"nvcc = {shlex.quote(nvcc or '')}",
+            f"nvccflags = {' '.join(NVCCFLAGS)}",
             f"cxxflags = {' '.join(CXXFLAGS)} {os.environ.get('CXXFLAGS', '')}",
             f"rule compile\n  command = {compile_command}\n  description = compile $name",
+            "  depfile = $out.d\n  deps = gcc",
+            f"rule cuda\n  command = {cuda_command}\n  description = compile $name",
             "  depfile = $out.d\n  deps = gcc",
             "rule link\n  command = $cxx -shared $in $flags -o $out.part && mv $out.part $out",
             "  description = link $out",
@@ -151,10 +189,9 @@ class NinjaBuild(build_ext):
         for source, variant, flags in jobs:
             name = f"{source.parent.name}/{source.stem}{variant and '.' + variant}"
             objects.append(temp / f"{name.replace('/', '.')}.o")
-            lines.append(f"build {escape(objects[-1])}: compile {escape(source)}")
+            rule = "cuda" if source.suffix == ".cu" else "compile"
+            lines.append(f"build {escape(objects[-1])}: {rule} {escape(source)}")
             lines.append(f"  flags = {' '.join(flags)}\n  name = {name}")
-        link = [shlex.quote(f"-L{path}") for path in library_dirs]
-        link += ["-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-fopenmp", "-s"]
         lines.append(f"build {escape(target)}: link {' '.join(map(escape, objects))}")
         lines.append(f"  flags = {' '.join(link)}")
         (temp / "build.ninja").write_text("\n".join(lines) + "\n")
