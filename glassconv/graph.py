@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = ["Graph"]
 
 _INT32_MAX = torch.iinfo(torch.int32).max
+_DLPACK_CPU = 1  # kDLCPU of the DLPack standard
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -282,7 +283,9 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         tensor = value
     else:
         try:
-            if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+            # an array on a GPU may have `__array__` only to refuse
+            on_cpu = not hasattr(value, "__dlpack_device__") or value.__dlpack_device__()[0] == _DLPACK_CPU
+            if on_cpu and (hasattr(value, "__array__") or not hasattr(value, "__dlpack__")):
                 array = np.asarray(value)
                 # torch has no negative strides, and warns of memory that must not be written
                 if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -290,7 +293,7 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
                 tensor = torch.from_numpy(array)
             else:
                 tensor = torch.utils.dlpack.from_dlpack(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError, BufferError) as error:
+        except (AssertionError, TypeError, ValueError, OverflowError, RuntimeError, BufferError) as error:
             raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
         tensor = tensor.to(device)
     if tensor.layout != torch.strided or tensor.is_nested:

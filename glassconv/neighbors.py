@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassconv._native import backend
+from glassconv._native import runs_on
 from glassconv.graph import Graph, offsets_of, tensor_with_values
 from glassconv.reference.neighbors import search_neighbors
 
@@ -116,7 +116,7 @@ def _half(graph: Graph) -> Graph:
 
 
 def _runs_natively(positions: Tensor) -> bool:
-    return positions.device.type == "cpu" and backend() == "native"
+    return runs_on(positions.device.type)
 
 
 def _positions(value: Any) -> Tensor:

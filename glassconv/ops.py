@@ -36,6 +36,14 @@ def _neighbor_list_fake(
     return batch.new_empty(2, n_edges), shifts, row_ptr, batch.new_empty(n_edges)
 
 
+@torch.library.register_fake(_lib + "neighbor_list_fixed")
+def _neighbor_list_fixed_fake(positions: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    _cell, _pbc, batch, _cutoff, capacity = args
+    shifts = batch.new_empty(capacity, 3, dtype=torch.int32)
+    row_ptr = batch.new_empty(positions.shape[0] + 1)
+    return batch.new_empty(2, capacity), shifts, row_ptr, batch.new_empty(capacity), batch.new_empty(1)
+
+
 @torch.library.register_fake(_lib + "conv")
 def _conv_fake(x: Tensor, *args: Any) -> Tensor:
     spec = args[-2]

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-import cuequivariance as cue
-import cuequivariance_torch as cuet
 import torch
 from e3nn import o3
 from torch import Tensor
 
 from glassconv import Graph, Paths
+
+try:
+    import cuequivariance as cue
+    import cuequivariance_torch as cuet
+except ImportError:  # a machine with a GPU need not hold it: e3nn remains
+    cue = cuet = None
 
 FORMS = ("vectors-explicit", "vectors-lowrank", "sh-explicit", "sh-lowrank")
 DTYPES = (torch.float64, torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oracles
 import pytest
 import torch
 from oracles import (
@@ -23,7 +24,7 @@ from oracles import (
 import glassconv
 from glassconv import Paths
 
-LIBRARIES = ("e3nn", "cuequivariance")
+LIBRARIES = ("e3nn",) if oracles.cue is None else ("e3nn", "cuequivariance")
 
 
 def compare(case: Case, form: str, dtype: torch.dtype, n_nodes: int, n_edges: int) -> None:
@@ -46,6 +47,7 @@ def test_agrees_with_e3nn_and_cuequivariance(backend: str, dtype: torch.dtype, n
 
 
 @pytest.mark.slow
+@pytest.mark.in_emulator(name=["mace-large", "nequip-lips", "glass-16-l3"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", PEER_CASES)
 @pytest.mark.parametrize("dtype", DTYPES)

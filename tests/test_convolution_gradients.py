@@ -38,18 +38,21 @@ def check(
     assert gradgradcheck(conv, tensors, fast_mode=fast)
 
 
+@pytest.mark.in_emulator(channels=[1, 3])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
 def test_full_l_max_1(backend: str, channels: int, form: str) -> None:
     check(backend, Case(channels_of("0e+1o", channels), NATURAL[1], "0e+1o+1e"), form)
 
 
+@pytest.mark.in_emulator(channels=[3, 4, 5])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("channels", "outputs"), [(1, "0e+1o+1e+2e+2o"), (3, "0e+2e"), (4, "1o"), (5, "2e")])
 def test_full_l_max_2(backend: str, channels: int, outputs: str, form: str) -> None:
     check(backend, Case(channels_of("0e+2e", channels), NATURAL[2], outputs), form)
 
 
+@pytest.mark.in_emulator(outputs=["2e"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("outputs", ["0e+1e", "2e", "3e"])
 def test_full_l_max_3(backend: str, outputs: str, form: str) -> None:
@@ -57,6 +60,7 @@ def test_full_l_max_3(backend: str, outputs: str, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.in_emulator(outputs=["4e"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("outputs", ["0e+1e", "2e", "3e", "4e"])
 def test_full_l_max_4(backend: str, outputs: str, form: str) -> None:
@@ -64,6 +68,7 @@ def test_full_l_max_4(backend: str, outputs: str, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.in_emulator(False)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("channels", [3, 4, 5])
 def test_full_l_max_3_more_channels(backend: str, channels: int, form: str) -> None:
@@ -92,6 +97,7 @@ def test_many_channels(backend: str, channels: int, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.in_emulator(channels=[13, 33])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("l_max", [1, 3, 4])
 @pytest.mark.parametrize("channels", [8, 13, 16, 32, 33, 64])
@@ -153,6 +159,7 @@ def test_forces_and_stress_by_finite_differences(backend: str, l_max: int) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.in_emulator(False)
 def test_energy_is_conserved_at_l_max_3(backend: str) -> None:
     """NVE by velocity Verlet: the fluctuation of the energy falls as the square of the time step."""
     start, cell = random_liquid(27, 3.0)

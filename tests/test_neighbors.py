@@ -147,6 +147,7 @@ def test_each_particle_in_another_cell(backend: str) -> None:
     check_well_formed(away)
 
 
+@pytest.mark.in_emulator(shear=[2])
 @pytest.mark.parametrize("shear", [2, 40])
 def test_another_basis_of_the_same_lattice(backend: str, shear: int) -> None:
     """A very skewed cell that spans the lattice of a cube; multiples of 1 / 1024 keep everything exact."""

@@ -59,6 +59,7 @@ def test_vectors_of_very_different_lengths(backend: str) -> None:
     np.testing.assert_array_equal(edges_of(graph), expected)
 
 
+@pytest.mark.in_emulator(False)
 def test_skewed_cell_and_far_wraps_at_the_edge_of_bins(backend: str) -> None:
     """Two nearly parallel long vectors and a short one across, rotated so that nothing is exact.
 

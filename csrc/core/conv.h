@@ -36,8 +36,8 @@ struct ConvInput {
   const T* weight = nullptr;   // rank ? (n_edges, rank) radial : (n_edges, n_weights)
   const T* mix = nullptr;      // rank ? (rank, n_weights) : null
 
-  int64_t angular_width() const { return given_sh ? dim_sh : 3; }
-  int64_t weight_width() const { return rank > 0 ? rank : n_weights; }
+  GLASS_HD int64_t angular_width() const { return given_sh ? dim_sh : 3; }
+  GLASS_HD int64_t weight_width() const { return rank > 0 ? rank : n_weights; }
 };
 
 // Gradients with respect to the inputs, each shaped like its input; null where not wanted.
@@ -70,5 +70,31 @@ bool conv_backward_cpu(const ConvInput<T>& input, const T* grad_out, const ConvG
 template <class T>
 bool conv_double_backward_cpu(const ConvInput<T>& input, const ConvCotangents<T>& cotangents, const T* grad_out,
                               T* grad_grad_out, const ConvGradients<T>& gradients, const Executor& executor);
+
+// The same on a GPU: arrays, except `paths`, lie in device memory, and the work is queued on `stream` (a cudaStream_t) of the
+// current device. `workspace` is device memory of the size that the function of the same name gives; it is needed until the work
+// is done. No synchronization; deterministic, on every device alike. Throw std::invalid_argument for rows of 2^31 elements or
+// more, std::runtime_error for errors of the CUDA runtime.
+template <class T>
+void conv_forward_cuda(const ConvInput<T>& input, T* out, void* stream);
+
+template <class T>
+size_t conv_backward_cuda_workspace(const ConvInput<T>& input, const ConvGradients<T>& gradients);
+template <class T>
+void conv_backward_cuda(const ConvInput<T>& input, const T* grad_out, const ConvGradients<T>& gradients, void* workspace,
+                        void* stream);
+
+// grad_out with its own gradient, of the second derivatives.
+template <class T>
+struct ConvOutputGradient {
+  const T* grad_out = nullptr;
+  T* grad_grad_out = nullptr;  // null: not wanted
+};
+template <class T>
+size_t conv_double_backward_cuda_workspace(const ConvInput<T>& input, const ConvGradients<T>& gradients);
+template <class T>
+void conv_double_backward_cuda(const ConvInput<T>& input, const ConvCotangents<T>& cotangents,
+                               const ConvOutputGradient<T>& output, const ConvGradients<T>& gradients, void* workspace,
+                               void* stream);
 
 }  // namespace glassconv

@@ -43,4 +43,21 @@ class NeighborSearchCpu {
   std::unique_ptr<State> state_;
 };
 
+// The same search on a GPU: pointers are the device's, `stream` is a cudaStream_t, and `workspace` has
+// neighbors_cuda_workspace() bytes, aligned to 256.
+// Throws std::invalid_argument as above, std::runtime_error for errors of the CUDA runtime.
+int64_t neighbors_cuda_workspace(int64_t n_particles, int64_t n_systems);
+
+// The two steps of above: write row_ptr and return the number of edges, in the one wait for the GPU; then, with the workspace as
+// the first step left it, the edges.
+int64_t count_neighbors_cuda(const NeighborParams& params, int64_t* row_ptr, void* workspace, void* stream);
+void write_neighbors_cuda(const NeighborParams& params, const NeighborOutputs& outputs, int64_t n_edges, void* workspace,
+                          void* stream);
+
+// One step without a wait, for at most `capacity` edges. `n_found` gets the number of edges, and row_ptr is complete; when they are
+// more than the capacity, only rows that end within it are written. Unwritten numbers, and `reverse` of an edge whose opposite
+// is not written, are -1. For input that has no neighbor list, n_found is -1 - Refusal (neighbor_refusals.h), row_ptr zero.
+void find_neighbors_cuda(const NeighborParams& params, const NeighborOutputs& outputs, int64_t capacity, int64_t* n_found,
+                         void* workspace, void* stream);
+
 }  // namespace glassconv

@@ -21,4 +21,8 @@ struct HarmonicsArrays {
 template <class T>
 bool spherical_harmonics_cpu(const HarmonicsArrays<T>& arrays, const Executor& executor);
 
+// The same in device memory, queued on `stream` (a cudaStream_t) of the current device.
+template <class T>
+void spherical_harmonics_cuda(const HarmonicsArrays<T>& arrays, void* stream);
+
 }  // namespace glassconv

@@ -11,12 +11,6 @@ namespace {
 constexpr int64_t particles_per_task = 256;
 constexpr int64_t max_reverse_tasks = 8;  // each needs a cursor for every particle
 
-using EdgeKey = uint64_t;  // source in the high half, image code in the low one: sorts as (source, shift)
-
-EdgeKey make_key(int32_t source, uint32_t image) { return static_cast<EdgeKey>(source) << 32 | image; }
-int32_t source_of(EdgeKey key) { return static_cast<int32_t>(key >> 32); }
-uint32_t image_of(EdgeKey key) { return static_cast<uint32_t>(key); }
-
 // Particles that can be neighbors of those in one bin, image offsets applied.
 struct Candidates {
   std::vector<double> x, y, z, distance_sq;
@@ -37,46 +31,19 @@ struct Candidates {
   }
 };
 
-// Bins `first .. last` of an axis, all in the same image.
-struct AxisRun {
-  int64_t first, last, image;
-};
-
-// The bins within `layers` of `bin`, cut where the image changes.
-std::vector<AxisRun> runs_on_axis(const CellGrid& grid, int axis, int64_t bin) {
-  const int64_t n = grid.n_bins[axis], low = bin - grid.layers[axis], high = bin + grid.layers[axis];
-  if (!grid.lattice.periodic[axis]) return {{std::max<int64_t>(low, 0), std::min(high, n - 1), 0}};
-  std::vector<AxisRun> runs;
-  for (int64_t image = floor_divide(low, n); image * n <= high; ++image) {
-    runs.push_back({std::max<int64_t>(low - image * n, 0), std::min(high - image * n, n - 1), image});
-  }
-  return runs;
-}
-
 void gather(const CellGrid& grid, const SortedParticles& particles, int64_t bin, Candidates& candidates) {
   candidates.clear();
-  const int64_t local = bin - grid.first_bin;
-  const std::vector<AxisRun> runs_a = runs_on_axis(grid, 0, local % grid.n_bins[0]);
-  const std::vector<AxisRun> runs_b = runs_on_axis(grid, 1, local / grid.n_bins[0] % grid.n_bins[1]);
-  const std::vector<AxisRun> runs_c = runs_on_axis(grid, 2, local / grid.n_bins[0] / grid.n_bins[1]);
-  for (const AxisRun& c : runs_c) {
-    for (const AxisRun& b : runs_b) {
-      for (const AxisRun& a : runs_a) {
-        const Vector3 offset = combine(grid.lattice.vectors, static_cast<double>(a.image), static_cast<double>(b.image),
-                                       static_cast<double>(c.image));
-        // The copy of the source stands at +image; receiver minus copy is the edge with shift -image.
-        const uint32_t image = encode_image(grid, {-a.image, -b.image, -c.image});
-        for (int64_t bin_c = c.first; bin_c <= c.last; ++bin_c) {
-          for (int64_t bin_b = b.first; bin_b <= b.last; ++bin_b) {
-            // bins of the first axis are contiguous, and so are their particles
-            const int64_t row = grid.first_bin + (bin_c * grid.n_bins[1] + bin_b) * grid.n_bins[0];
-            const int64_t begin = particles.bin_start[static_cast<size_t>(row + a.first)];
-            const int64_t end = particles.bin_start[static_cast<size_t>(row + a.last + 1)];
-            if (begin < end) candidates.append(particles, begin, end, offset, image);
-          }
-        }
-      }
-    }
+  const Surroundings around = surroundings_of(grid, bin);
+  for (uint32_t index = 0; index < total_runs(around); ++index) {
+    const auto [first, last, image] = run_at(grid, around, index);
+    // bins of a run are contiguous, and so are their particles
+    const int64_t begin = particles.bin_start[static_cast<size_t>(first)];
+    const int64_t end = particles.bin_start[static_cast<size_t>(last + 1)];
+    if (begin == end) continue;
+    const Vector3 offset =
+        combine(grid.lattice.vectors, static_cast<double>(image.a), static_cast<double>(image.b), static_cast<double>(image.c));
+    // The copy of the source stands at +image; receiver minus copy is the edge with shift -image.
+    candidates.append(particles, begin, end, offset, encode_image(grid, {-image.a, -image.b, -image.c}));
   }
 }
 
@@ -133,10 +100,8 @@ struct NeighborSearchCpu::State {
   const CellGrid& grid_of(int32_t particle) const { return particles.grids[static_cast<size_t>(params.batch[particle])]; }
 
   Shift shift_of(int32_t receiver, EdgeKey key) const {
-    const Shift image = decode_image(grid_of(receiver), image_of(key));
-    const Wrap& i = particles.wraps[static_cast<size_t>(receiver)];
-    const Wrap& j = particles.wraps[static_cast<size_t>(source_of(key))];
-    return {image.a + j.a - i.a, image.b + j.b - i.b, image.c + j.c - i.c};
+    return shift_between(decode_image(grid_of(receiver), image_of(key)), particles.wraps[static_cast<size_t>(receiver)],
+                         particles.wraps[static_cast<size_t>(source_of(key))]);
   }
 
   std::pair<int64_t, int64_t> range_of(int64_t task) const {

@@ -1,27 +1,33 @@
 #include "neighbors_cells.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <limits>
 #include <string>
+
+#include "../core/neighbor_refusals.h"
 
 namespace glassconv {
 namespace {
 
 constexpr int64_t particles_per_chunk = 4096;
-constexpr double max_wrap = 1e9;  // differences of two wraps, and an image on top, still fit 32 bits
 
 // A piece of work: some particles of one system.
 struct Chunk {
   int64_t system, begin, end;
 };
 
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
-
-std::string text(Vector3 r) {
-  char buffer[96];
-  std::snprintf(buffer, sizeof buffer, "[%.17g, %.17g, %.17g]", r.x, r.y, r.z);
-  return buffer;
+// `index` is a system for cells, a particle for all else.
+[[noreturn]] void refuse(const NeighborParams& params, Refusal why, int64_t index) {
+  RefusedValues got;
+  got.n_systems = params.n_systems;
+  if (phase_of(why) == 0) {
+    std::copy_n(params.cells + 9 * index, 9, got.cell);
+    std::copy_n(params.pbc + 3 * index, 3, got.pbc);
+  } else {
+    got.system = params.batch[index];
+    std::copy_n(params.positions + 3 * index, 3, got.position);
+  }
+  throw std::invalid_argument(refusal_message(why, index, got));
 }
 
 std::vector<Chunk> make_chunks(const NeighborParams& params) {
@@ -29,8 +35,7 @@ std::vector<Chunk> make_chunks(const NeighborParams& params) {
   for (int64_t begin = 0; begin < params.n_particles;) {
     const int64_t system = params.batch[begin];
     if (system < 0 || system >= params.n_systems || (begin > 0 && system < params.batch[begin - 1])) {
-      refuse("batch: expected non-decreasing systems from 0 to " + std::to_string(params.n_systems - 1) + ", got " +
-             std::to_string(system) + " at particle " + std::to_string(begin));
+      refuse(params, Refusal::batch, begin);
     }
     const int64_t limit = std::min(params.n_particles, begin + particles_per_chunk);
     int64_t end = begin + 1;
@@ -39,30 +44,6 @@ std::vector<Chunk> make_chunks(const NeighborParams& params) {
     begin = end;
   }
   return chunks;
-}
-
-struct Particle {
-  Vector3 wrapped;
-  Wrap wrap;
-};
-
-Particle wrap_particle(const Lattice& lattice, Vector3 r, int64_t index) {
-  double cell_of[3] = {0.0, 0.0, 0.0};
-  for (int axis = 0; axis < 3; ++axis) {
-    if (!lattice.periodic[axis]) continue;
-    cell_of[axis] = std::floor(dot(r, lattice.reciprocal[axis]));
-    if (!(std::fabs(cell_of[axis]) <= max_wrap)) {
-      refuse("positions: expected within 1e9 cells of the origin, got " + text(r) + " at particle " + std::to_string(index));
-    }
-  }
-  const Vector3 back = combine(lattice.vectors, cell_of[0], cell_of[1], cell_of[2]);
-  return {{r.x - back.x, r.y - back.y, r.z - back.z},
-          {static_cast<int32_t>(cell_of[0]), static_cast<int32_t>(cell_of[1]), static_cast<int32_t>(cell_of[2])}};
-}
-
-double size_of(const Lattice& lattice, Vector3 r, Wrap wrap) {
-  return norm_1(r) + std::abs(wrap.a) * norm_1(lattice.vectors[0]) + std::abs(wrap.b) * norm_1(lattice.vectors[1]) +
-         std::abs(wrap.c) * norm_1(lattice.vectors[2]);
 }
 
 // Wraps the particles of a chunk and measures them.
@@ -76,15 +57,16 @@ Extent wrap_chunk(const NeighborParams& params, const Lattice& lattice, const Ch
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
     const Vector3 r = position_of(params, i);
     if (!is_finite(r) || largest_component(r) > max_length) {
-      refuse("positions: expected finite numbers up to 1e140, got " + text(r) + " at particle " + std::to_string(i));
+      refuse(params, Refusal::position_out_of_range, i);
     }
-    const Particle particle = wrap_particle(lattice, r, i);
-    wrapped[i] = particle.wrapped;
-    wraps[i] = particle.wrap;
-    extent.size = std::max(extent.size, size_of(lattice, r, particle.wrap));
+    const WrappedPosition found = wrap_position(lattice, r);
+    if (found.is_too_far) refuse(params, Refusal::position_too_far, i);
+    wrapped[i] = found.position;
+    wraps[i] = found.wrap;
+    extent.size = std::max(extent.size, size_of(lattice, r, found.wrap));
     for (int axis = 0; axis < 3; ++axis) {
       if (lattice.periodic[axis]) continue;
-      const double fractional = dot(particle.wrapped, lattice.reciprocal[axis]);
+      const double fractional = dot(found.position, lattice.reciprocal[axis]);
       extent.low[axis] = std::min(extent.low[axis], fractional);
       extent.high[axis] = std::max(extent.high[axis], fractional);
     }
@@ -97,25 +79,15 @@ std::vector<Lattice> make_lattices(const NeighborParams& params) {
   lattices.reserve(static_cast<size_t>(params.n_systems));
   for (int64_t system = 0; system < params.n_systems; ++system) {
     lattices.push_back(make_lattice(params.cells + 9 * system, params.pbc + 3 * system));
-    const Lattice& lattice = lattices.back();
-    for (int axis = 0; lattice.is_out_of_range && axis < 3; ++axis) {
-      const double largest = largest_component(lattice.given[axis]);
-      const bool is_short_or_long = lattice.periodic[axis] && largest > 0.0 && (largest < min_length || largest > max_length);
-      if (is_finite(lattice.given[axis]) && !is_short_or_long) continue;
-      refuse("cell: expected finite vectors, periodic ones between 1e-140 and 1e140, got " + text(lattice.given[axis]) +
-             " (vector " + std::to_string(axis) + " of system " + std::to_string(system) + ")");
-    }
-    if (lattices.back().is_singular) {
-      refuse("cell: expected linearly independent periodic vectors, got a singular cell (system " + std::to_string(system) +
-             ")");
-    }
+    if (lattices.back().is_out_of_range) refuse(params, Refusal::cell_out_of_range, system);
+    if (lattices.back().is_singular) refuse(params, Refusal::cell_singular, system);
   }
   return lattices;
 }
 
 // The grid of every system; extents of its chunks are joined first. Returns the number of bins.
-int64_t lay_grids(const std::vector<Lattice>& lattices, const std::vector<Chunk>& chunks, const std::vector<Extent>& extents,
-                  double cutoff, std::vector<CellGrid>& grids) {
+int64_t lay_grids(const NeighborParams& params, const std::vector<Lattice>& lattices, const std::vector<Chunk>& chunks,
+                  const std::vector<Extent>& extents, std::vector<CellGrid>& grids) {
   grids.resize(lattices.size());
   int64_t n_bins = 0;
   for (size_t first = 0; first < chunks.size();) {
@@ -130,12 +102,8 @@ int64_t lay_grids(const std::vector<Lattice>& lattices, const std::vector<Chunk>
       }
     }
     CellGrid& grid = grids[static_cast<size_t>(system)];
-    grid = make_grid(lattices[static_cast<size_t>(system)], all, cutoff, chunks[last - 1].end - chunks[first].begin);
-    if (has_too_many_images(grid)) {
-      refuse("cutoff: expected at most " + std::to_string(max_images) +
-             " periodic images within reach, got more (the cell around particle " + std::to_string(chunks[first].begin) +
-             " is too small, too elongated or too skewed for this cutoff)");
-    }
+    grid = make_grid(lattices[static_cast<size_t>(system)], all, params.cutoff, chunks[last - 1].end - chunks[first].begin);
+    if (has_too_many_images(grid)) refuse(params, Refusal::too_many_images, chunks[first].begin);
     grid.first_bin = n_bins;
     n_bins += total_bins(grid);
     first = last;
@@ -161,7 +129,7 @@ SortedParticles sort_particles(const NeighborParams& params, const Executor& exe
         wrap_chunk(params, lattices[static_cast<size_t>(chunk.system)], chunk, wrapped.data(), sorted.wraps.data());
   });
 
-  const int64_t n_bins = lay_grids(lattices, chunks, extents, params.cutoff, sorted.grids);
+  const int64_t n_bins = lay_grids(params, lattices, chunks, extents, sorted.grids);
   std::vector<int64_t> bin(n);
   for_each_task(executor, n_chunks, [&](int64_t task) {
     const Chunk& chunk = chunks[static_cast<size_t>(task)];

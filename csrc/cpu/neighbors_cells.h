@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/cell_grid.h"
+#include "../core/neighbor_search.h"
 #include "../core/neighbors.h"
 
 namespace glassconv {
@@ -35,10 +35,6 @@ void for_each_task(const Executor& executor, int64_t n_tasks, Body&& body) {
       &context);
   if (context.error) std::rethrow_exception(context.error);
 }
-
-struct Wrap {
-  int32_t a, b, c;  // the cell a particle was found in
-};
 
 // Particles of all systems, sorted by bin and by index within a bin. Bins of system s begin at grids[s].first_bin.
 struct SortedParticles {

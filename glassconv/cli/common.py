@@ -20,6 +20,7 @@ __all__ = [
     "Parser",
     "add_command",
     "add_data_options",
+    "add_device_option",
     "check_file",
     "check_folder",
     "comma_list",
@@ -79,6 +80,17 @@ def add_data_options(parser: argparse._ActionsContainer, *, default: Any = None)
         action="store_true",
         default=default if default is not None else False,
         help="find the inherent structures that are missing (Kob-Andersen potential)",
+    )
+
+
+def add_device_option(parser: argparse._ActionsContainer, *, default: Any = "auto") -> None:
+    """The option that `glassconv._environment.find_device` reads."""
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        default=default,
+        help="cpu, cuda, cuda:1 ..., or auto: a GPU where there is one and the build has kernels for it "
+        "(default auto)",
     )
 
 
@@ -210,7 +222,7 @@ def split_last(
 
 
 def quench_missing(
-    configurations: list[Configuration], needed: Sequence[str], *, quench: bool
+    configurations: list[Configuration], needed: Sequence[str], device: torch.device, *, quench: bool
 ) -> list[Configuration]:
     """Find inherent structures where ``needed`` fields (``inherent``, ``energy``) are missing, if asked to.
 
@@ -228,13 +240,15 @@ def quench_missing(
             "`glassconv quench DATA --out FILE.h5` and use that file, or add --quench"
         )
     result = list(configurations)
-    for i, found in zip(lacking, run_quench([configurations[i] for i in lacking]), strict=True):
+    for i, found in zip(lacking, run_quench([configurations[i] for i in lacking], device), strict=True):
         result[i] = found
     return result
 
 
-def run_quench(configurations: list[Configuration], max_force: float = 1e-5) -> list[Configuration]:
-    """`glassconv.quench` with a progress bar.
+def run_quench(
+    configurations: list[Configuration], device: torch.device, max_force: float = 1e-5
+) -> list[Configuration]:
+    """`glassconv.quench` on a device, with a progress bar; gives configurations on the CPU.
 
     Raises:
         CommandError: it did not converge.
@@ -243,11 +257,12 @@ def run_quench(configurations: list[Configuration], max_force: float = 1e-5) -> 
 
     bar = ProgressBar("quench", len(configurations))
     try:
-        return quench(
-            configurations,
+        found = quench(
+            [configuration.to(device) for configuration in configurations],
             progress=lambda done, _total, force: bar.update(done, f"largest force {force:.1e}"),
             max_force=max_force,
         )
+        return [configuration.to("cpu") for configuration in found]
     except RuntimeError as error:
         raise CommandError(f"quench: {error}") from error
     finally:

@@ -11,6 +11,7 @@ from glassconv.cli.common import (
     CommandError,
     add_command,
     add_data_options,
+    add_device_option,
     check_folder,
     load,
     quench_missing,
@@ -44,16 +45,18 @@ def add_parser(commands: Any) -> None:
         "--last", type=int, metavar="K", help="only the last K configurations of each temperature"
     )
     add_data_options(parser)
+    add_device_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, score, report."""
-    from glassconv._environment import environment
+    from glassconv._environment import environment, find_device
     from glassconv.training import evaluate, table, write_report
 
     set_threads(arguments.threads)
+    device = find_device(arguments.device)
     if arguments.last is not None and arguments.last < 1:
         raise CommandError(f"--last: expected at least 1, got {arguments.last}")
     if arguments.out is not None:
@@ -63,8 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     require_propensities(configurations)
     if arguments.last is not None:
         _, configurations = split_last(configurations, arguments.last, "--last", keep=0)
-    configurations = quench_missing(configurations, needed_fields(model), quench=arguments.quench)
-    groups = evaluate(model, configurations)
+    configurations = quench_missing(configurations, needed_fields(model), device, quench=arguments.quench)
+    groups = evaluate(model.to(device), configurations)
     if arguments.out is not None:
         about = {"model": str(path), "data": arguments.data, "environment": environment()}
         write_report(arguments.out, {"evaluation": groups}, about)

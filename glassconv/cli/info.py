@@ -24,8 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
-    packages = found.pop("packages")
+    packages, cuda = found.pop("packages"), found.pop("cuda")
     rows = {**found, "devices": ", ".join(found["devices"])}
+    rows["cuda kernels"] = cuda["kernels"] or "not built"
+    rows["torch's cuda"] = cuda["torch"] or "none"
     rows |= {name: "not installed" if version is None else version for name, version in packages.items()}
     for name, value in rows.items():
         print(f"{name:<12} {json.dumps(value) if isinstance(value, dict) else value}")

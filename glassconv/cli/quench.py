@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from glassconv.cli.common import CommandError, add_command, check_file, load, run_quench, set_threads
+from glassconv._environment import find_device
+from glassconv.cli.common import (
+    CommandError,
+    add_command,
+    add_device_option,
+    check_file,
+    load,
+    run_quench,
+    set_threads,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -28,6 +37,7 @@ def add_parser(commands: Any) -> None:
         metavar="F",
         help="convergence, eps_AA/sigma_AA (default 1e-5)",
     )
+    add_device_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
 
 
@@ -36,12 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     from glassconv import data
 
     set_threads(arguments.threads)
+    device = find_device(arguments.device)
     check_file(arguments.out)
     if arguments.out.exists() and not arguments.overwrite:
         raise CommandError(
             f"--out: expected a new file, got {arguments.out}, which exists (--overwrite replaces it)"
         )
-    configurations = run_quench(load(arguments.data), max_force=arguments.max_force)
+    configurations = run_quench(load(arguments.data), device, max_force=arguments.max_force)
     data.write_hdf5(arguments.out, configurations)
     energies = [float(c.energy.mean()) for c in configurations if c.energy is not None]
     mean = sum(energies) / len(energies)

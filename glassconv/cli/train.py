@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from glassconv._environment import find_device
 from glassconv._files import write_json
 from glassconv.cli.common import (
     SAMPLE,
     CommandError,
     add_command,
     add_data_options,
+    add_device_option,
     check_folder,
     comma_list,
     load,
@@ -68,6 +70,7 @@ _DEFAULTS: dict[str, Any] = {
     "ema": 0.99,
     "loss_types": None,
     "seed": 0,
+    "device": "auto",
     "threads": None,
     "demo": False,
 }
@@ -156,6 +159,7 @@ def add_parser(commands: Any) -> None:
     _add(training, "ema", float, "D", "average the weights with this decay per step, 0: do not")
     _add(training, "loss-types", comma_list(int), "TYPES", "particle types in the loss, e.g. 0")
     _add(training, "seed", int, "N", "of initial weights and order")
+    add_device_option(training, default=absent)
     _add(training, "threads", int, "N", "default: all cores")
 
 
@@ -191,15 +195,16 @@ def run(arguments: argparse.Namespace) -> None:
     check_folder(folder)
     options = _options(arguments, folder)
     set_threads(options["threads"])
+    device = find_device(options["device"])
     # negative seeds and such are refused before any file is read
     training_options = _training_options(options)
     _check_sizes(options)
     parts = _split(options)
     pl.seed_everything(options["seed"], workers=True, verbose=False)
-    model = _model(options, parts)
+    model = _model(options, parts).to(device)
     check_parts(parts, model.n_outputs, training_options)  # once before a quench, which may take long
     parts = {
-        name: quench_missing(part, needed_fields(model), quench=options["quench"])
+        name: quench_missing(part, needed_fields(model), device, quench=options["quench"])
         for name, part in parts.items()
     }
     check_data(model, parts, training_options)
@@ -253,7 +258,7 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name in ("temperature", "times", "inputs", "loss_types"):  # JSON has made lists of them
         options[name] = None if options[name] is None else tuple(options[name])
     for name, value in stored.items():
-        free = name == "threads" or (name == "epochs" and options["schedule"] != "cosine")
+        free = name in ("device", "threads") or (name == "epochs" and options["schedule"] != "cosine")
         if not free and json.loads(json.dumps(options[name])) != value:
             option = name.replace("_", "-")
             raise CommandError(f"--{option}: expected {value} as in the run to resume, got {options[name]}")

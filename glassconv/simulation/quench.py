@@ -76,7 +76,8 @@ def quench(
 
     The potential is cut at 2.5 sigma_ab and shifted, its force not smoothed
     (`glassconv.simulation.kob_andersen`). Any ``inherent`` and ``energy`` that a configuration already has
-    are ignored and replaced.
+    are ignored and replaced. Runs where the configurations are; on a GPU the forces are summed in an order
+    that varies, and the result by rounding from run to run.
 
     Args:
         configuration: one configuration, or several, with types 0 (A) and 1 (B); ``positions`` are the start.

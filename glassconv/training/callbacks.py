@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from glassconv._files import write_text
 from glassconv.training.module import PropensityModule
@@ -184,9 +185,10 @@ class AveragedWeights(Callback):
         self._average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Start from the initial weights, unless a checkpoint has brought an average."""
-        if not self._average:
-            self._average = {name: value.clone() for name, value in _floating(pl_module).items()}
+        """Start from the initial weights, unless a checkpoint has brought an average (from any device)."""
+        weights = _floating(pl_module)
+        average = self._average or weights
+        self._average = {name: average[name].to(value.device, copy=True) for name, value in weights.items()}
 
     def on_train_batch_end(
         self,
@@ -197,8 +199,9 @@ class AveragedWeights(Callback):
         """Move the average towards the weights."""
         self._n_steps += 1
         decay = min(self._decay, (1 + self._n_steps) / (10 + self._n_steps))
-        for name, value in _floating(pl_module).items():
-            self._average[name].lerp_(value, 1 - decay)
+        weights = _floating(pl_module)
+        # all at once: a GPU takes as long to be told of each as to average it
+        get_ema_multi_avg_fn(decay)([self._average[name] for name in weights], list(weights.values()), None)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Validate the average."""

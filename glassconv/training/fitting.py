@@ -58,7 +58,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """Train a network on the CPU.
+    """Train a network on the device it is on: the CPU, or a GPU after ``model.to("cuda")``.
 
     Files in ``out``: ``training.json`` (options of network and training, names and digest of the data),
     ``environment.json``, ``log.csv`` (one row per epoch), ``checkpoints/last.ckpt`` and, with a validation
@@ -70,7 +70,8 @@ def fit(
     interrupted.
 
     Args:
-        model: the network, freshly initialized (for a resumed run: of the same options); trained in place.
+        model: the network, freshly initialized (for a resumed run: of the same options; any device);
+            trained in place.
         training: configurations with propensities at the same number of times.
         validation: configurations kept out of training, to choose the epoch, or none.
         out: folder, created if need be.
@@ -82,14 +83,16 @@ def fit(
         `FitResult`.
 
     Raises:
-        ValueError: unsuitable configurations (see `glassconv.training.checks.check_data`); a run in ``out``
-            of other options or data, or with damaged files; early stopping without validation configurations.
+        ValueError: a network that is neither on the CPU nor on a GPU; unsuitable configurations (see
+            `glassconv.training.checks.check_data`); a run in ``out`` of other options or data, or with
+            damaged files; early stopping without validation configurations.
         FloatingPointError: losses, predictions or weights that became NaN or infinite; the checkpoint of the
             last good epoch stays.
         FileExistsError: ``out`` holds a run and ``resume`` is False.
         KeyboardInterrupt: on Ctrl-C, with everything in place to resume.
     """
     options = options or TrainingOptions()
+    device = _trainable(model.device)
     folder = Path(out)
     last = folder / "checkpoints" / "last.ckpt"
     if not resume and last.exists():
@@ -116,6 +119,7 @@ def fit(
         write_json(folder / "training.json", record)
         write_json(folder / "environment.json", environment())
         n_epochs = _run(model, data, folder, options=options, progress=progress)
+    model.to(device)  # Lightning leaves it on the CPU
     epoch = _load_kept(model, folder, best=bool(validation))
     model.save(folder / "model.safetensors")
     return FitResult(model.eval(), epoch, n_epochs, read_log(folder / "log.csv"))
@@ -135,6 +139,7 @@ def _run(
     from glassconv.training import callbacks
     from glassconv.training.module import PropensityModule
 
+    device = model.device
     bar = callbacks.Progress(options.epochs)
     hooks: list[Any] = [callbacks.FiniteEpoch(), callbacks.EpochLog(folder / "log.csv")]
     if progress:
@@ -145,8 +150,8 @@ def _run(
         hooks.append(callbacks.ResumableEarlyStopping(options.early_stopping))
     hooks.append(callbacks.Checkpoints(folder / "checkpoints"))
     trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
+        accelerator=device.type,
+        devices=1 if device.type == "cpu" else [device.index],
         plugins=[LightningEnvironment()],  # one process, also inside a batch system
         max_epochs=options.epochs,
         callbacks=hooks,
@@ -166,6 +171,12 @@ def _run(
     finally:
         bar.close()
     return int(trainer.current_epoch)
+
+
+def _trainable(device: torch.device) -> torch.device:
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"model: expected a network on the CPU or on a GPU (cuda), got one on {device}")
+    return device
 
 
 def _load_kept(model: SE3GNN, folder: Path, *, best: bool) -> int:

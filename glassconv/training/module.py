@@ -36,6 +36,9 @@ class PropensityModule(pl.LightningModule):
         self.options = options
         self._losses: list[Tensor] = []
         self._validation: list[tuple[Tensor, Tensor]] = []
+        self._loss_types: Tensor
+        # a buffer goes to the device with the network, so that no step waits for a copy from the CPU
+        self.register_buffer("_loss_types", torch.tensor(options.loss_types or ()), persistent=False)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """Mean squared error of one minibatch, in standardized units."""
@@ -82,9 +85,12 @@ class PropensityModule(pl.LightningModule):
         for name, label in (("train_loss", "training loss"), ("validation_loss", "validation loss")):
             if name in metrics and not math.isfinite(metrics[name]):
                 raise FloatingPointError(self._diverged(label, "a finite number", str(metrics[name])))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise FloatingPointError(self._diverged("weights", "finite numbers", f"others in {name}"))
+        state = {name: v for name, v in self.model.state_dict().items() if v.is_floating_point()}
+        # one answer for all: each is a wait for the device
+        finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()
+        if not all(finite):
+            name = list(state)[finite.index(False)]
+            raise FloatingPointError(self._diverged("weights", "finite numbers", f"others in {name}"))
 
     def _diverged(self, what: str, expected: str, got: str) -> str:
         return (
@@ -136,7 +142,8 @@ class PropensityModule(pl.LightningModule):
 
     def _loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         squared = (prediction - self._targets(batch)).square()
-        if self.options.loss_types is not None:
-            wanted = torch.tensor(self.options.loss_types, device=batch.types.device)
-            squared = squared[torch.isin(batch.types, wanted)]
-        return squared.mean()
+        if self.options.loss_types is None:
+            return squared.mean()
+        # a masked mean: to choose rows, the CPU would have to know how many they are
+        wanted = (batch.types[:, None] == self._loss_types).any(dim=1)
+        return torch.where(wanted[:, None], squared, 0.0).sum() / (wanted.sum() * squared.shape[1])
