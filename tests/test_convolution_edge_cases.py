@@ -213,3 +213,17 @@ def test_cases_cover_what_they_say() -> None:
     irreps = [case.paths for case in SMALL_CASES.values()]
     assert {entry.l_in for paths in irreps for entry in paths.entries} == {0, 1, 2, 3, 4}
     assert {entry.l_out for paths in irreps for entry in paths.entries} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("irreps_in", "l_max", "n_radial"),
+    [("32x0e+1x0e", 0, 130), ("32x0e+1x1o", 1, 40), ("8x0e", 0, 2000), ("3x1o+40x0e", 1, 5)],
+)
+def test_blocks_of_very_different_width(backend: str, irreps_in: str, l_max: int, n_radial: int) -> None:
+    """Where a schedule packs several edges side by side for a narrow block, a wide one has few at a time."""
+    paths, graph = Paths(irreps_in, l_max, None), random_graph(4, 14)
+    arguments = random_arguments(paths, graph, "vectors-lowrank", n_radial=n_radial)
+    ours = derivatives(lambda **tensors: glassconv.conv(tensors.pop("x"), graph, paths, **tensors), arguments)
+    oracle = derivatives(lambda **tensors: e3nn_conv(tensors.pop("x"), graph, paths, **tensors), arguments)
+    for name in ours:
+        assert relative_error(ours[name], oracle[name]) < TOLERANCE[torch.float64], name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import backends
 import pytest
 import torch
 from oracles import random_arguments, random_graph
@@ -172,3 +173,30 @@ def test_types(backend: str) -> None:
     refused(TypeError, "mix: expected a torch.Tensor, got float", low_rank(), mix=1.0)
     refused(TypeError, "paths: expected glassconv.Paths, got str", valid(), paths="2x0e")
     refused(TypeError, "graph: expected glassconv.Graph, got Tensor", valid(), graph=torch.zeros(2, 3))
+
+
+@pytest.mark.skipif(backends.emulated_module() is None, reason="emulated kernels not built (make emulated)")
+@pytest.mark.parametrize(
+    ("n_radial", "message"),
+    [(20_000, "radial: expected fewer features on a GPU, got 20000"), (2**21, "at most 1048576 features")],
+)
+def test_rank_beyond_the_shared_memory_of_a_gpu(n_radial: int, message: str) -> None:
+    paths, graph = Paths("1x0e", 0, None), random_graph(2, 2)
+    arguments = random_arguments(paths, graph, "vectors-lowrank", n_radial=n_radial)
+    x, vectors, radial, mix = arguments.values()
+    assert glassconv.conv(x, graph, paths, vectors=vectors, radial=radial, mix=mix).shape == (2, 1)
+    with backends.emulated_operators(), pytest.raises((RuntimeError, ValueError), match=message):
+        glassconv.conv(x, graph, paths, vectors=vectors, radial=radial, mix=mix)
+
+
+@pytest.mark.skipif(backends.emulated_module() is None, reason="emulated kernels not built (make emulated)")
+def test_wide_rows_of_a_gpu() -> None:
+    """A grid has at most 65535 blocks in its second dimension; rows may have more columns than those."""
+    paths, graph = Paths("2097200x0e", 0, None), random_graph(1, 1)
+    arguments = random_arguments(paths, graph, "vectors-explicit")
+    x = arguments["x"].float().requires_grad_()
+    others = {name: arguments[name].float() for name in ("vectors", "edge_weight")}
+    with backends.emulated_operators():
+        out = glassconv.conv(x, graph, paths, **others)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, others["edge_weight"])

@@ -10,9 +10,10 @@ import torch
 from e3nn_network import E3nnNetwork
 from torch import Tensor
 
+import glassconv
 from glassconv.nn import SE3GNN, Batch
 from gpu.floors import TRAINING_TARGET, training_floor
-from gpu.run import Context, Failure, at_most
+from gpu.run import Context, Failure, Skip, at_most
 from gpu.systems import HOW, liquid
 from gpu.timing import TrainingStep, measure, peak_bytes, per_call, wall_clock
 
@@ -39,6 +40,8 @@ def losses(step: Any, n_steps: int) -> list[float]:
 
 def bench(context: Context) -> str:
     """Measure the step, the forward pass alone, and the same network in e3nn's parts."""
+    if not glassconv._native.has_cuda():
+        raise Skip("the extension has no CUDA kernels (stage build)")
     model, batch, targets = workload(N_NODES, context.device)
     eager = TrainingStep(copy.deepcopy(model), batch, targets)
     expected = losses(eager, 3 + N_STEPS)  # the captured one warms up for three

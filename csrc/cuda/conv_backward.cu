@@ -5,7 +5,8 @@
 // coupling with g once per row and item, Q[in][sh] = sum_out C g, and keeps Q in registers; per edge, with t[sh] = sum_in x Q,
 //   grad w = <t, Y>     grad Y += w t     grad x = w (Q Y)
 // Gradients of Y are summed over channels by exchanges, and over items in shared memory, then contracted with dY/dr.
-// Bytes per edge: those of the forward pass, gradients of what is per edge, and 2 x 4 dim_in for the message. Flops per edge and
+// Bytes per edge: those of the forward pass, gradients of what is per edge, 2 x 4 dim_in for the message,
+// and 8 rank n_weights for the warp's sums of `mix`, once for each tile. Flops per edge and
 // channel: 4 (entries of Q) + 2 (2 d_sh + d_in) per path, at l_max 3 about 3200; 4 rank per weight. Bound by instruction issue.
 // Deterministic: no atomics, every sum in a fixed order. The formula: csrc/core/conv.h, csrc/cpu/conv_backward.cpp.
 #include "conv_gradients.cuh"

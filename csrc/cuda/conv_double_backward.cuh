@@ -7,7 +7,7 @@
 //   dT/dx = Q (w vY + vw Y)                              dT/dY = w tv + vw t
 // For vectors r, vY = (dY/dr) vr, and Y's curvature adds sum_m (w t)_m d/dr (dY_m/dr . vr). For low-rank weights
 // w = radial mix, vw = vradial mix + radial vmix, and dS/dw = <t, Y> enters the gradients of radial and mix a second time.
-// Bytes per edge: about twice those of the backward pass. Flops per edge and channel: about 4 couplings + 6 entries of Q + 12 d_sh
+// Bytes per edge: about twice those of the backward pass, but for the sums of `mix`. Flops per edge and channel: about 4 couplings + 6 entries of Q + 12 d_sh
 // per path, at l_max 3 about 7500. Bound by instruction issue. Deterministic: no atomics, every sum in a fixed order.
 // The formula: csrc/cpu/conv_double_backward.cpp.
 #pragma once

@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(kConvThreads, 4)
 
 template <class T>
 void conv_forward_cuda(const ConvInput<T>& input, T* out, void* stream) {
-  const ConvPlans plans = make_plans(input, plan_options<ForwardTile<T>>(kSets<T, false>, kSets<T, true>, kSteps, kBlocks));
+  const ConvPlans plans =
+      make_plans(input, plan_options<ForwardTile<T>>(kSets<T, false>, kSets<T, true>, kSteps, kBlocks), input.n_nodes);
   for (const ConvPlan& plan : plans.plans) {
     dim3 blocks = blocks_for(input.n_nodes, kWarpsPerBlock);
     blocks.y = static_cast<unsigned>(plan.n_parts);

@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kMaxTileEdges = 64;
-constexpr int64_t kEnoughWarps = 2048;  // rows beyond this fill any GPU; with fewer, parts add parallelism
+constexpr int64_t kEnoughWarps = 2048;  // more fill any GPU; with fewer, parts add parallelism
+constexpr int64_t kMaxRank = 1 << 20;
 
 int narrow(int64_t value) {
   if (value > 0x7fffffff) {
@@ -32,8 +33,8 @@ struct Pair {
 
 class Planner {
  public:
-  Planner(int64_t n_nodes, bool given_sh, int64_t dim_sh, int64_t rank, const PlanOptions& options)
-      : n_nodes_(n_nodes), given_sh_(given_sh), rank_(rank), options_(options) {
+  Planner(int64_t n_warps, bool given_sh, int64_t dim_sh, int64_t rank, const PlanOptions& options)
+      : n_warps_(n_warps), given_sh_(given_sh), rank_(rank), options_(options) {
     if (!given_sh) {
       while (n_harmonics(l_max_) < dim_sh) ++l_max_;
     }
@@ -176,9 +177,9 @@ class Planner {
       chunk.n_channels = std::min(kLanes, n_channels - channel);
       chunk.d_in = d_in;
       chunk.first_column = narrow(block.in_offset + int64_t{channel} * d_in);
-      chunk.n_lanes = static_cast<int>(std::bit_ceil(static_cast<unsigned>(chunk.n_channels)));
-      chunk.stride = chunk.n_lanes;
-      while (chunk.stride < chunk.n_channels * d_in) chunk.stride += 2 * chunk.n_lanes;
+      chunk.lane_bits = std::bit_width(static_cast<unsigned>(chunk.n_channels - 1));
+      chunk.stride = 1 << chunk.lane_bits;
+      while (chunk.stride < chunk.n_channels * d_in) chunk.stride += 2 << chunk.lane_bits;
       chunk.message = narrow(message_ + int64_t{channel} * d_in);
       chunk.adds_message = adds_message;
       chunk.first_item = first_item;
@@ -190,14 +191,15 @@ class Planner {
     int widest = 1;
     plan_.x_stride = 0;
     for (int c = 0; c < plan_.n_chunks; ++c) {
-      widest = std::max(widest, plan_.chunks[c].n_lanes);
+      widest = std::max(widest, 1 << plan_.chunks[c].lane_bits);
       plan_.x_stride = std::max(plan_.x_stride, plan_.chunks[c].stride);
     }
     plan_.high = high_;
     plan_.l_max = l_max_;
     plan_.sh_stride = padded_row(given_sh_ ? sh_width_ : computed_harmonic_tile(l_max_ + 1));
+    plan_.rank = narrow(rank_);
     plan_.rank_stride = rank_ > 0 ? padded_row(narrow(rank_)) : 0;
-    const int64_t wanted = kEnoughWarps / std::max<int64_t>(n_nodes_, 1);
+    const int64_t wanted = kEnoughWarps / std::max<int64_t>(n_warps_, 1);
     plan_.n_parts = narrow(std::clamp<int64_t>(wanted, 1, std::min(plan_.n_chunks, kMaxParts)));
     plan_.tile_edges = std::min(kMaxTileEdges, options_.edges_per_lane * (kLanes / widest));
     while (plan_.tile_edges > 1 && options_.tile_bytes(plan_) > options_.max_tile_bytes) plan_.tile_edges /= 2;
@@ -207,7 +209,7 @@ class Planner {
     sh_width_ = 0;
   }
 
-  int64_t n_nodes_;
+  int64_t n_warps_;
   bool given_sh_;
   int l_max_ = 0;
   int64_t rank_;
@@ -222,13 +224,20 @@ class Planner {
 }  // namespace
 
 template <class T>
-ConvPlans make_plans(const ConvInput<T>& input, const PlanOptions& options) {
-  Planner planner(input.n_nodes, input.given_sh, input.dim_sh, input.rank, options);
+ConvPlans make_plans(const ConvInput<T>& input, const PlanOptions& options, int64_t n_warps) {
+  if (input.rank > kMaxRank) {
+    throw std::invalid_argument("glassconv: radial: expected at most " + std::to_string(kMaxRank) + " features on a GPU, got " +
+                                std::to_string(input.rank));
+  }
+  if (input.n_nodes > 0x7fffffff) {
+    throw std::invalid_argument("glassconv: x: expected fewer than 2^31 nodes on a GPU, got " + std::to_string(input.n_nodes));
+  }
+  Planner planner(n_warps, input.given_sh, input.dim_sh, input.rank, options);
   narrow(input.dim_in), narrow(input.dim_out), narrow(input.n_weights), narrow(input.dim_sh);
   return planner.run(input.paths, input.n_paths);
 }
 
-template ConvPlans make_plans<float>(const ConvInput<float>&, const PlanOptions&);
-template ConvPlans make_plans<double>(const ConvInput<double>&, const PlanOptions&);
+template ConvPlans make_plans<float>(const ConvInput<float>&, const PlanOptions&, int64_t);
+template ConvPlans make_plans<double>(const ConvInput<double>&, const PlanOptions&, int64_t);
 
 }  // namespace glassconv

@@ -83,7 +83,7 @@ struct ConvChunk {
   int first_column = 0;  // of the chunk in a row of x
   int first_channel = 0;
   int n_channels = 0, d_in = 0;
-  int n_lanes = 0;  // lanes for one edge: n_channels rounded up to a power of two
+  int lane_bits = 0;  // 2^lane_bits lanes for one edge: n_channels rounded up to a power of two
   // Of a row of the tile: an odd multiple of n_lanes. Elements of a channel are an odd number of words apart, too, so that all
   // lanes of all slots read from different banks.
   int stride = 0;
@@ -113,7 +113,7 @@ struct ConvPlan {
   int n_chunks = 0, n_items = 0, n_harmonic_blocks = 0, n_parts = 1;
   int l_max = 0;      // of the harmonics to be computed
   int sh_stride = 0;  // of a row of harmonics in the tile
-  int rank_stride = 0;
+  int rank = 0, rank_stride = 0;
   int tile_edges = 0;
   int x_stride = 0;                    // largest of the chunks
   int part_begin[kMaxParts + 1] = {};  // chunks of each part; blockIdx.y is the part
@@ -150,8 +150,8 @@ struct ConvPlans {
   }
 };
 
-// `input.paths` are sorted by input block. Throws std::invalid_argument when offsets do not fit 32 bits.
+// `input.paths` are sorted by input block; `n_warps` go through the rows. Throws std::invalid_argument for what does not fit 32 bits.
 template <class T>
-ConvPlans make_plans(const ConvInput<T>& input, const PlanOptions& options);
+ConvPlans make_plans(const ConvInput<T>& input, const PlanOptions& options, int64_t n_warps);
 
 }  // namespace glassconv

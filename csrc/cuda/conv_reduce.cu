@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kGatherWarps = 8;
 constexpr int kMaxSumWarps = 16;
-// Warps that keep sums over edges for `mix`, each (rank, n_weights): enough to fill a GPU, in bounded memory. A constant, so that
-// the result does not depend on the device.
+// Warps that keep sums over edges for `mix`, each (rank, n_weights): as many as 64 MB hold, but not fewer than 256, since columns, not
+// rows, are then so many that parts make up for it. Constants, so that the result does not depend on the device.
 constexpr int64_t kMixWarps = 2048, kLeastMixWarps = 256;
 constexpr int64_t kMixBytes = int64_t{64} << 20;
 
@@ -19,8 +19,9 @@ template <class T>
 __global__ void __launch_bounds__(kGatherWarps* kWarp)
     conv_gather_kernel(const __grid_constant__ ConvInput<T> in, const __grid_constant__ ReadColumns columns, const T* messages,
                        int64_t message_width, T* grad_x) {
-  const int64_t node = int64_t{blockIdx.x} * kGatherWarps + threadIdx.x / kWarp;
-  const int64_t column = int64_t{blockIdx.y} * kWarp + threadIdx.x % kWarp;
+  const int64_t groups = (columns.width + kWarp - 1) / kWarp, block = blockIdx.x;
+  const int64_t node = block / groups * kGatherWarps + threadIdx.x / kWarp;
+  const int64_t column = block % groups * kWarp + threadIdx.x % kWarp;
   if (node >= in.n_nodes || column >= columns.width) return;
   const T* const from = messages + columns.message + column;
   const int64_t end = in.transpose_ptr[node + 1];
@@ -71,12 +72,13 @@ size_t aligned(int64_t bytes) { return (static_cast<size_t>(bytes) + 255) / 256 
 
 template <class T>
 GradientPlan<T>::GradientPlan(const ConvInput<T>& input, const ConvGradients<T>& gradients, const PlanOptions& options)
-    : in_(input), out_(gradients), plans_(make_plans(input, options)), n_warps_(input.n_nodes) {
+    : in_(input), out_(gradients), n_warps_(input.n_nodes) {
   if (out_.mix != nullptr) {
     const int64_t bytes = std::max<int64_t>(in_.rank * in_.n_weights * static_cast<int64_t>(sizeof(T)), 1);
     n_warps_ = std::min({n_warps_, kMixWarps, std::max(kLeastMixWarps, kMixBytes / bytes)});
   }
   n_warps_ = (n_warps_ + kWarpsPerBlock - 1) / kWarpsPerBlock * kWarpsPerBlock;
+  plans_ = make_plans(input, options, n_warps_);  // fewer warps on the rows are made up for by parts
 }
 
 template <class T>
@@ -124,8 +126,8 @@ void GradientPlan<T>::finish(cudaStream_t stream) {
   const int64_t n_parts = plans_.n_parts();
   for (const ReadColumns& columns : plans_.columns) {
     if (out_.x == nullptr) break;
-    dim3 blocks = blocks_for(in_.n_nodes, kGatherWarps);
-    blocks.y = blocks_for(columns.width, kWarp).x;
+    const int64_t groups = (columns.width + kWarp - 1) / kWarp;
+    const dim3 blocks = blocks_for((in_.n_nodes + kGatherWarps - 1) / kGatherWarps * groups, 1);
     launch({"conv_gather_kernel", blocks, kGatherWarps * kWarp, 0, stream}, conv_gather_kernel<T>, in_, columns,
            static_cast<const T*>(targets_.messages), plans_.message_width, out_.x);
   }

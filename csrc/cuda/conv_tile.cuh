@@ -10,7 +10,7 @@
 
 namespace glassconv {
 
-inline constexpr int kConvThreads = 128;
+inline constexpr int kConvThreads = 128, kWarpBits = 5;
 inline constexpr int kWarpsPerBlock = kConvThreads / kWarp;
 
 // The bytes of a warp's shared memory, taken piece by piece; with a null base it only counts.
@@ -38,10 +38,11 @@ size_t tile_bytes(const ConvPlan& plan) {
   return counted.used();
 }
 
-// `blocks` of a multiprocessor with 227 KB of shared memory are to have room; every GPU gives a block 99 KB.
+// `blocks` are to have room on a multiprocessor with 228 KB of shared memory, 1 KB of it taken by each block; every GPU gives a
+// block 99 KB.
 template <class Tile, size_t n_low, size_t n_high>
 PlanOptions plan_options(const PathSets<n_low>& low, const PathSets<n_high>& high, int edges_per_lane, int blocks) {
-  const int bytes = std::min(227 * 1024 / blocks, 99 * 1024) / kWarpsPerBlock;
+  const int bytes = std::min(228 * 1024 / blocks - 1024, 99 * 1024) / kWarpsPerBlock;
   return {{low.data(), high.data()},
           {static_cast<int>(n_low), static_cast<int>(n_high)},
           edges_per_lane,
@@ -49,14 +50,15 @@ PlanOptions plan_options(const PathSets<n_low>& low, const PathSets<n_high>& hig
           static_cast<size_t>(bytes)};
 }
 
-// The shape of a launch whose warps have a tile each. Only a very high rank can make a tile too large.
+// The shape of a launch whose warps have a tile each. Only a very high rank can make the tile of a single edge too large.
 template <class Tile>
 LaunchShape tile_launch(const char* kernel, const ConvPlan& plan, dim3 blocks, void* stream) {
-  constexpr size_t limit = 227 * 1024;  // that every supported GPU but those of 8.6, 8.9 and 12.0, with 99 KB, can give a block
+  const size_t limit = static_cast<size_t>(max_shared_bytes());
   const size_t bytes = kWarpsPerBlock * tile_bytes<Tile>(plan);
   if (bytes > limit) {
-    throw std::invalid_argument("glassconv: radial: expected fewer features for a GPU's shared memory, got as many as need " +
-                                std::to_string(bytes) + " bytes");
+    throw std::invalid_argument("glassconv: radial: expected fewer features on a GPU, got " + std::to_string(plan.rank) +
+                                ", for which an edge's " + std::to_string(bytes / kWarpsPerBlock) +
+                                " bytes exceed a warp's shared memory of " + std::to_string(limit / kWarpsPerBlock));
   }
   return {kernel, blocks, kConvThreads, bytes, static_cast<cudaStream_t>(stream)};
 }
@@ -85,16 +87,17 @@ __device__ __forceinline__ void load_padded(const T* row, T* out) {
 
 // Where this lane stands in the packing of one chunk.
 struct Packing {
-  int n_lanes, n_slots, slot, channel;
+  int lane_bits, n_lanes, n_slots, slot, channel;
   bool is_active;
 
   __device__ Packing(const ConvChunk& chunk, int lane)
-      : n_lanes(chunk.n_lanes),
-        n_slots(kWarp / chunk.n_lanes),
-        slot(lane / chunk.n_lanes),
-        channel(lane % chunk.n_lanes),
+      : lane_bits(chunk.lane_bits),
+        n_lanes(1 << lane_bits),
+        n_slots(kWarp >> lane_bits),
+        slot(lane >> lane_bits),
+        channel(lane & (n_lanes - 1)),
         is_active(channel < chunk.n_channels) {}
-  __device__ int n_steps(int n_edges) const { return (n_edges + n_slots - 1) / n_slots; }
+  __device__ int n_steps(int n_edges) const { return (n_edges + n_slots - 1) >> (kWarpBits - lane_bits); }
 };
 
 // The edges of a tile: which they are, and their harmonics and radial features.
@@ -269,8 +272,9 @@ struct WeightSource {
             if (e < n_edges) sums[step] = explicit_weights[edge[e] * in.n_weights + column];
           }
         }
-        if (first.rows != nullptr) add_product<max_steps>(in, plan, lane, n_steps, first, column, sums);
-        if (second.rows != nullptr) add_product<max_steps>(in, plan, lane, n_steps, second, column, sums);
+        const int own_steps = lane.n_steps(n_edges - lane.slot);  // slots behind the tile's edges have no rows to read
+        if (first.rows != nullptr) add_product<max_steps>(in, plan, lane, own_steps, first, column, sums);
+        if (second.rows != nullptr) add_product<max_steps>(in, plan, lane, own_steps, second, column, sums);
       }
 #pragma unroll
       for (int step = 0; step < max_steps; ++step) {

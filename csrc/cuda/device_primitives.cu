@@ -50,6 +50,7 @@ void sort_pairs(const KeyValuePairs& pairs, int32_t n, int key_bits, PrimitiveWo
 size_t exclusive_scan_workspace(int64_t n) { return static_cast<size_t>(n) + 1000; }
 
 void exclusive_scan(int64_t* values, int64_t n, PrimitiveWorkspace workspace, cudaStream_t) {
+  check_cuda(cudaGetLastError(), "exclusive scan");  // CUB's own habit, errors of others included
   std::memset(workspace.memory, 0xab, exclusive_scan_workspace(n));
   int64_t sum = 0;
   for (int64_t k = 0; k < n; ++k) {
@@ -62,6 +63,7 @@ void exclusive_scan(int64_t* values, int64_t n, PrimitiveWorkspace workspace, cu
 size_t sort_pairs_workspace(int32_t n, int) { return 8 * static_cast<size_t>(n) + 1000; }
 
 void sort_pairs(const KeyValuePairs& pairs, int32_t n, int key_bits, PrimitiveWorkspace workspace, cudaStream_t) {
+  check_cuda(cudaGetLastError(), "radix sort");
   std::memset(workspace.memory, 0xab, sort_pairs_workspace(n, key_bits));
   std::vector<int32_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);

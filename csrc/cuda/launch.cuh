@@ -17,8 +17,17 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // which the runtime keeps, and CUB would take for an error of its own
   throw std::runtime_error(std::string("glassconv: ") + what + ": " + cudaGetErrorName(error) + " (" +
                            cudaGetErrorString(error) + ")");
+}
+
+// Shared memory that a block on the current device can ask for.
+inline int max_shared_bytes() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return bytes;
 }
 
 struct LaunchShape {
@@ -35,8 +44,9 @@ void launch(const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&
   constexpr size_t granted = 48 * 1024;  // more has to be asked for
   if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return;
   if (shape.shared_bytes > granted) {
+    // All that the device has, not this launch's share: another thread may be about to launch the same kernel with more.
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)),
+                                    max_shared_bytes()),
                shape.kernel);
   }
   cudaLaunchConfig_t config = {};

@@ -1,7 +1,8 @@
 // Spherical harmonics of a list of vectors, and their first and second derivatives.
 //
 // Work: a thread per vector. Bytes per vector (float32): 12 and 4 (l_max + 1)^2 in the values and as much again for what is
-// contracted with them; flops about 10 per harmonic, times 4 for first and 8 for second derivatives. Bound by bandwidth.
+// contracted with them; flops about 10 per harmonic, times 4 for first and 8 for second derivatives. Bound by
+// memory accesses: a thread's harmonics lie side by side, its neighbors' a row apart.
 // Deterministic. The formula: csrc/core/spherical_harmonics.h.
 #include "../core/spherical_harmonics_op.h"
 

@@ -115,6 +115,10 @@ void ConvArguments::check_tensors() const {
   check_index(transpose_ptr, "transpose_ptr", n_nodes() + 1);
   check_index(transpose_slots, "transpose_slots", n_edges());
   if (perm.defined()) check_index(perm, "perm", n_edges());
+  for (const at::Tensor& index : {row_ptr, row_source, perm, transpose_ptr, transpose_slots}) {
+    TORCH_CHECK(!index.defined() || index.device() == x.device(), "glassconv: graph: expected the device of `x` (", x.device(),
+                "), got ", index.device());
+  }
 }
 
 }  // namespace glassconv
