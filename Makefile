@@ -31,12 +31,12 @@ PY := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 BASE_STAMP := $(VENV)/.glassconv-base
 TOOLS_STAMP := $(VENV)/.glassconv-tools
-CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | grep -v clebsch_gordan)
+CXX_SOURCES = $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | grep -v clebsch_gordan)
 
 # One worker per core; a worker's own threads would only compete with the other workers. (Slow tests use all cores themselves.)
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -o junit_family=xunit1
 
-.PHONY: help demo test ci-full lint format build emulated gpu static bench clean
+.PHONY: help demo test ci-full lint format build emulated sanitized gpu static bench clean
 
 help:
 	@echo "make demo     train a small network on the packaged sample; metrics and plots in $(DEMO_OUT)"
@@ -75,6 +75,10 @@ build: $(TOOLS_STAMP)
 
 emulated: build
 	@$(PY) tests/emulated/build.py
+
+sanitized: build
+	@$(PY) tests/emulated/build.py --sanitize
+	@$(PY) tests/emulated/run_sanitized.py
 
 # Threads that wait asleep: on a machine with other work, spinning ones make an epoch many times slower.
 demo: build

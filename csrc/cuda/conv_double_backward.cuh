@@ -76,10 +76,14 @@ struct Item {
     T x[d_in], v_x[d_in], y[d_sh], v_y[d_sh];
   };
   __device__ __forceinline__ int first_column(int e) const { return e * chunk.stride + lane.channel * d_in; }
+  __device__ __forceinline__ void load_channel(const T* rows, int e, T* out) const {
+#pragma unroll
+    for (int m = 0; m < d_in; ++m) out[m] = rows[first_column(e) + m];
+  }
   __device__ __forceinline__ Edge load(int e) const {
     Edge edge;
-#pragma unroll
-    for (int m = 0; m < d_in; ++m) edge.x[m] = tile.x[first_column(e) + m], edge.v_x[m] = tile.v_x[first_column(e) + m];
+    load_channel(tile.x, e, edge.x);
+    load_channel(tile.v_x, e, edge.v_x);
     load_padded<d_sh>(tile.edges.sh + e * plan.sh_stride + item.sh, edge.y);
     load_padded<d_sh>(tile.v_sh + e * plan.sh_stride + item.sh, edge.v_y);
     return edge;
@@ -131,18 +135,23 @@ struct Item {
       T* const curvature = grad_sh + d_sh;
       T grad_weight = T(0), first_weight = T(0);
       if (lane.is_active && e < n_edges) {
-        const Edge edge = load(e);
         const T w = tile.weights.at(step, 0), v_w = tile.v_weights.at(step, 0);
         T along[d_sh] = {}, along_v[d_sh] = {}, combined[d_sh], grad_x[d_in] = {};
-        Gradient::from_rows(edge.x, matrix, along);
-        Gradient::from_rows(edge.v_x, matrix, along_v);
+        // x before vx and both before Y: at l = 4 in float64 registers do not suffice for all of them at once.
+        T in[d_in], y[d_sh], v_y[d_sh];
+        load_channel(tile.x, e, in);
+        Gradient::from_rows(in, matrix, along);
+        load_channel(tile.v_x, e, in);
+        Gradient::from_rows(in, matrix, along_v);
+        load_padded<d_sh>(tile.edges.sh + e * plan.sh_stride + item.sh, y);
+        load_padded<d_sh>(tile.v_sh + e * plan.sh_stride + item.sh, v_y);
 #pragma unroll
         for (int m = 0; m < d_sh; ++m) {
-          first_weight += along[m] * edge.y[m];
-          grad_weight += along_v[m] * edge.y[m] + along[m] * edge.v_y[m];
+          first_weight += along[m] * y[m];
+          grad_weight += along_v[m] * y[m] + along[m] * v_y[m];
           grad_sh[m] = w * along_v[m] + v_w * along[m];
           curvature[m] = w * along[m];
-          combined[m] = w * edge.v_y[m] + v_w * edge.y[m];
+          combined[m] = w * v_y[m] + v_w * y[m];
         }
         Gradient::from_cols(combined, matrix, grad_x);
         if (wants_x) {
