@@ -56,7 +56,9 @@ class Allowed:
 
 
 PER_STRUCTURE = "one thread for each structure: small arrays indexed at run time"
-L4_IN_FLOAT64 = "couplings of l = 4 in float64: up to 65 entries and four inputs of 9 exceed 255 registers"
+L4_IN_FLOAT64 = (
+    "couplings of l = 4 in float64: matrices of up to 77 entries beside four inputs of 9 exceed 255 registers"
+)
 ALLOWED = [
     Allowed("grids_kernel", "*", 384, PER_STRUCTURE),
     Allowed("lattices_kernel", "*", 72, PER_STRUCTURE),
