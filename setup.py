@@ -33,7 +33,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         ("avx512", ["-DGLASSCONV_LANE_BYTES=64", "-mavx2", "-mfma", *avx512.split()]),
     ]
 # sources compiled once per instruction set; the first are the slowest and should start first
-PER_ISA = ["conv_double_backward", "conv_backward", "conv_forward", "spherical_harmonics"]
+PER_ISA = ["conv_double_backward", "conv_backward", "conv_forward", "spherical_harmonics", "neighbors_rows"]
 
 
 def find_compiler() -> str:

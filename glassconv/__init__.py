@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from glassconv._native import backend, use_backend
 from glassconv.convolution import Paths, conv, spherical_harmonics
 from glassconv.neighbors import Graph, neighbor_list
+from glassconv.verlet import VerletList
 
 if TYPE_CHECKING:
     from glassconv.simulation.quench import quench
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Graph",
     "Paths",
+    "VerletList",
     "backend",
     "conv",
     "neighbor_list",
@@ -29,7 +31,7 @@ __all__ = [
     "use_backend",
 ]
 
-_SUBMODULES = ("data", "nn", "plotting", "reference", "simulation", "training")
+_SUBMODULES = ("compat", "data", "nn", "plotting", "reference", "simulation", "training")
 
 
 def __getattr__(name: str) -> Any:

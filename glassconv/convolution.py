@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import sqrt
 from typing import Any, SupportsIndex
 
@@ -81,6 +82,24 @@ def _check(name: str, value: Any, axes: tuple[str, ...], shape: tuple[int, ...],
         raise ValueError(f"{name}: expected shape ({', '.join(axes)}) = {shape}, got {tuple(value.shape)}")
 
 
+def _with_sink(x: Tensor, graph: Graph) -> tuple[Tensor, Graph]:
+    """A graph with a capacity as one without: its padding made edges of one more node, from and to itself."""
+    is_edge, end = graph.edge_mask, graph.row_ptr.new_full((1,), graph.n_edges)
+    edge_index = torch.where(is_edge, graph.edge_index, graph.n_nodes)
+    slots = torch.arange(graph.n_edges, device=graph.device)
+    closed = dataclasses.replace(
+        graph,
+        edge_index=edge_index,
+        n_nodes=graph.n_nodes + 1,
+        row_ptr=torch.cat([graph.row_ptr, end]),
+        row_source=edge_index[0],
+        transpose_ptr=torch.cat([graph.transpose_ptr, end]),
+        transpose_slots=torch.where(is_edge, graph.transpose_slots, slots),
+        n_found=None,
+    )
+    return torch.cat([x, x.new_zeros(1, x.shape[1])]), closed
+
+
 def conv(
     x: Tensor,
     graph: Graph,
@@ -120,6 +139,9 @@ def conv(
     their derivatives are 0. Non-finite inputs give non-finite outputs at the nodes they reach; which of inf
     and NaN is not specified.
 
+    For a graph with a capacity, what the per-edge tensors hold where there is no edge does not matter, and
+    their gradients there are zero.
+
     Forward-mode derivatives and the transforms of `torch.func` (`jvp`, `grad`, ...) run the reference, which
     stores the messages: for large graphs take ordinary autograd.
 
@@ -135,6 +157,7 @@ def conv(
     """
     if not isinstance(graph, Graph):
         raise TypeError(f"graph: expected glassconv.Graph, got {type(graph).__name__}")
+    graph = graph.torch()
     if not isinstance(paths, Paths):
         raise TypeError(f"paths: expected glassconv.Paths, got {type(paths).__name__}")
     _check_exactly_one("vectors, edge_sh", (vectors is not None) + (edge_sh is not None))
@@ -161,11 +184,22 @@ def conv(
             "edge_weight", edge_weight, ("n_edges", "paths.weight_numel"), (n_edges, paths.weight_numel), x
         )
 
-    if not _runs_natively(x, vectors, edge_sh, edge_weight, radial, mix):
-        return _reference_conv(
+    runs_natively = _runs_natively(x, vectors, edge_sh, edge_weight, radial, mix)
+    if graph.n_found is not None:
+        is_edge = graph.edge_mask[:, None]
+        vectors, edge_sh, edge_weight, radial = (
+            None if value is None else torch.where(is_edge, value, 0.0)
+            for value in (vectors, edge_sh, edge_weight, radial)
+        )
+        if not (runs_natively and x.is_cuda):  # kernels for a GPU end where the rows do
+            x, graph = _with_sink(x, graph)
+    out: Tensor
+    if not runs_natively:
+        out = _reference_conv(
             x, graph, paths, vectors=vectors, edge_sh=edge_sh, edge_weight=edge_weight, radial=radial, mix=mix
         )
-    out: Tensor = torch.ops.glassconv.conv(
+        return out if len(out) == n_nodes else out[:n_nodes]
+    out = torch.ops.glassconv.conv(
         x,
         edge_sh if vectors is None else vectors,
         edge_weight if radial is None else radial,
@@ -178,7 +212,7 @@ def conv(
         paths.spec,
         vectors is None,
     )
-    return out
+    return out if len(out) == n_nodes else out[:n_nodes]
 
 
 def spherical_harmonics(vectors: Tensor, l_max: SupportsIndex, normalization: str = "component") -> Tensor:

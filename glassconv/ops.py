@@ -26,22 +26,42 @@ def _new_gradient(wanted: bool, like: Tensor | None, options: Tensor) -> Tensor:
     return options.new_empty(0) if like is None or not wanted else _contiguous_like(like)
 
 
-@torch.library.register_fake(_lib + "neighbor_list")
-def _neighbor_list_fake(
-    positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor, cutoff: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n_edges = torch.library.get_ctx().new_dynamic_size()  # known only after the search
+def _new_edges(positions: Tensor, batch: Tensor, n_edges: Any) -> tuple[Tensor, ...]:
     shifts = batch.new_empty(n_edges, 3, dtype=torch.int32)
     row_ptr = batch.new_empty(positions.shape[0] + 1)
     return batch.new_empty(2, n_edges), shifts, row_ptr, batch.new_empty(n_edges)
 
 
+@torch.library.register_fake(_lib + "neighbor_list")
+def _neighbor_list_fake(
+    positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    n_edges = torch.library.get_ctx().new_dynamic_size()  # known only after the search
+    return _new_edges(positions, batch, n_edges)
+
+
+@torch.library.register_fake(_lib + "neighbor_list_half")
+def _neighbor_list_half_fake(positions: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    edge_index, shifts, row_ptr, slots = _neighbor_list_fake(positions, *args, **kwargs)
+    return edge_index, shifts, row_ptr, torch.empty_like(row_ptr), slots
+
+
 @torch.library.register_fake(_lib + "neighbor_list_fixed")
 def _neighbor_list_fixed_fake(positions: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    _cell, _pbc, batch, _cutoff, capacity = args
-    shifts = batch.new_empty(capacity, 3, dtype=torch.int32)
-    row_ptr = batch.new_empty(positions.shape[0] + 1)
-    return batch.new_empty(2, capacity), shifts, row_ptr, batch.new_empty(capacity), batch.new_empty(1)
+    _cell, _pbc, batch, _cutoff, capacity = args[:5]
+    return *_new_edges(positions, batch, capacity), batch.new_empty(1)
+
+
+@torch.library.register_fake(_lib + "neighbor_list_update")
+def _neighbor_list_update_fake(*args: Any) -> None:
+    pass
+
+
+@torch.library.register_fake(_lib + "neighbor_list_filter")
+def _neighbor_list_filter_fake(
+    positions: Tensor, cell: Tensor, batch: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    return _new_edges(positions, batch, torch.library.get_ctx().new_dynamic_size())
 
 
 @torch.library.register_fake(_lib + "conv")

@@ -74,9 +74,16 @@ def cuda_operators() -> Iterator[None]:
     def on_the_gpu(name: str) -> Any:
         operator = getattr(torch.ops.glassconv, name).default
 
+        written = [
+            i for i, a in enumerate(operator._schema.arguments) if a.alias_info and a.alias_info.is_write
+        ]
+
         def run(*arguments: Any) -> Any:
             moved = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cuda(), arguments)
-            return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), operator(*moved))
+            results = operator(*moved)
+            for i in written:
+                arguments[i].copy_(moved[i])
+            return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), results)
 
         return run
 
@@ -86,7 +93,8 @@ def cuda_operators() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
             for operator in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
                 namespace, _, name = operator.partition("::")
-                if namespace == "glassconv":
+                has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+                if namespace == "glassconv" and has_kernel:
                     library.impl(name, on_the_gpu(name), "CPU")
         yield
     finally:

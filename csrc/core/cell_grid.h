@@ -27,6 +27,7 @@ struct CellGrid {
   int64_t n_images[3];  // images -n_images .. n_images can hold neighbors; 0 on open axes
   int image_bits[3];    // enough for 2 n_images + 1 values
   int64_t first_bin;    // of this system in the bins of all systems
+  double surroundings;  // bound on the distance between a particle of a bin and one of the bins that can hold its neighbors
   bool repeats_pairs;   // the same two particles can be neighbors through several images
 };
 
@@ -111,6 +112,7 @@ GLASS_HD inline CellGrid make_grid(const Lattice& lattice, const Extent& extent,
     if (grid.n_bins[2] > grid.n_bins[widest_axis]) widest_axis = 2;
     grid.n_bins[widest_axis] = (grid.n_bins[widest_axis] + 1) / 2;
   }
+  grid.surroundings = 0.0;
   grid.repeats_pairs = false;
   for (int axis = 0; axis < 3; ++axis) {
     const double length = extent.high[axis] - extent.low[axis];
@@ -120,6 +122,7 @@ GLASS_HD inline CellGrid make_grid(const Lattice& lattice, const Extent& extent,
     const double layers = ceil(reach * norm(lattice.reciprocal[axis]) * grid.bins_per_unit[axis]);
     const double most = lattice.periodic[axis] ? static_cast<double>(max_images_on_axis) : bins - 1.0;
     grid.layers[axis] = static_cast<int64_t>(fmin(layers, most));
+    grid.surroundings += (static_cast<double>(grid.layers[axis]) + 1.0) * length / bins * norm(lattice.vectors[axis]);
     // the farthest bins met, from bin 0 down and from the last bin up, both lie this many images away
     grid.n_images[axis] = lattice.periodic[axis] ? (grid.layers[axis] + grid.n_bins[axis] - 1) / grid.n_bins[axis] : 0;
     grid.image_bits[axis] = 0;

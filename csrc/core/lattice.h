@@ -135,16 +135,20 @@ GLASS_HD inline Vector3 combine(const Vector3* v, double a, double b, double c) 
   };
 }
 
-// The definition of an edge. Exactly symmetric: exchanging the particles and negating the shift negates every intermediate.
+// The squared distance that the definition compares, `shift` being that of the edge as combine() gives it. Exactly symmetric:
+// exchanging the particles and negating the shift negates every intermediate.
+GLASS_HD inline double distance_sq_between(Vector3 receiver, Vector3 source, Vector3 shift) {
+  const double dx = rounded_sum(rounded_sum(receiver.x, -source.x), shift.x);
+  const double dy = rounded_sum(rounded_sum(receiver.y, -source.y), shift.y);
+  const double dz = rounded_sum(rounded_sum(receiver.z, -source.z), shift.z);
+  return rounded_sum(rounded_sum(rounded_product(dx, dx), rounded_product(dy, dy)), rounded_product(dz, dz));
+}
+
+// The definition of an edge.
 GLASS_HD inline bool is_edge(const Lattice& lattice, Vector3 receiver, Vector3 source, Shift shift, double cutoff_sq) {
   const Vector3 s =
       combine(lattice.given, static_cast<double>(shift.a), static_cast<double>(shift.b), static_cast<double>(shift.c));
-  const double dx = rounded_sum(rounded_sum(receiver.x, -source.x), s.x);
-  const double dy = rounded_sum(rounded_sum(receiver.y, -source.y), s.y);
-  const double dz = rounded_sum(rounded_sum(receiver.z, -source.z), s.z);
-  const double distance_sq =
-      rounded_sum(rounded_sum(rounded_product(dx, dx), rounded_product(dy, dy)), rounded_product(dz, dz));
-  return distance_sq < cutoff_sq;
+  return distance_sq_between(receiver, source, s) < cutoff_sq;
 }
 
 }  // namespace glassconv

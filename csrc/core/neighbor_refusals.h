@@ -2,17 +2,21 @@
 #pragma once
 
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 
 #include "cell_grid.h"
+#include "neighbors.h"
 
 namespace glassconv {
 
-// In the order in which they are looked for; kinds of one phase are looked for together, the lowest index first.
-enum class Refusal { cell_out_of_range, cell_singular, batch, position_out_of_range, position_too_far, too_many_images };
+// Kinds of one phase are looked for together, the lowest index first.
+enum class Refusal { cell_out_of_range, cell_singular, batch, position_out_of_range, position_too_far, too_many_images, type };
 
 GLASS_HD inline int phase_of(Refusal why) {
   switch (why) {
+    case Refusal::type:
+      return -1;  // before anything uses it as an index
     case Refusal::cell_out_of_range:
     case Refusal::cell_singular:
       return 0;
@@ -34,6 +38,8 @@ struct RefusedValues {
   int64_t system = 0;  // of the particle
   int64_t n_systems = 0;
   double position[3] = {};
+  int32_t type = 0;
+  int64_t n_types = 0;
 };
 
 inline std::string text_of(const double* r) {
@@ -69,12 +75,27 @@ inline std::string refusal_message(Refusal why, int64_t index, const RefusedValu
       return "positions: expected finite numbers up to 1e140, got " + text_of(got.position) + " at particle " + number;
     case Refusal::position_too_far:
       return "positions: expected within 1e9 cells of the origin, got " + text_of(got.position) + " at particle " + number;
+    case Refusal::type:
+      return "types: expected types from 0 to " + std::to_string(got.n_types - 1) + ", got " + std::to_string(got.type) +
+             " at particle " + number;
     case Refusal::too_many_images:
       break;
   }
   return "cutoff: expected at most " + std::to_string(max_images) +
          " periodic images within reach, got more (the cell around particle " + number +
          " is too small, too elongated or too skewed for this cutoff)";
+}
+
+// Throws std::invalid_argument for the first type that is none.
+inline void check_types(const NeighborParams& params) {
+  if (params.types == nullptr) return;
+  for (int64_t i = 0; i < params.n_particles; ++i) {
+    if (params.types[i] >= 0 && params.types[i] < params.n_types) continue;
+    RefusedValues got;
+    got.type = params.types[i];
+    got.n_types = params.n_types;
+    throw std::invalid_argument(refusal_message(Refusal::type, i, got));
+  }
 }
 
 }  // namespace glassconv

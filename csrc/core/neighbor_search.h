@@ -63,10 +63,8 @@ struct Run {
   Shift image;
 };
 
-GLASS_HD inline Surroundings surroundings_of(const CellGrid& grid, int64_t bin) {
-  const int64_t local = bin - grid.first_bin;
-  const int64_t at[3] = {local % grid.n_bins[0], local / grid.n_bins[0] % grid.n_bins[1],
-                         local / grid.n_bins[0] / grid.n_bins[1]};
+// `at`: where the bin is on each axis.
+GLASS_HD inline Surroundings surroundings_at(const CellGrid& grid, const int64_t* at) {
   Surroundings around;
   for (int axis = 0; axis < 3; ++axis) {
     const bool is_periodic = grid.lattice.periodic[axis];
@@ -78,6 +76,13 @@ GLASS_HD inline Surroundings surroundings_of(const CellGrid& grid, int64_t bin) 
   around.first_image = floor_divide(around.low[0], grid.n_bins[0]);
   around.n_runs[0] = static_cast<uint32_t>(floor_divide(around.high[0], grid.n_bins[0]) - around.first_image + 1);
   return around;
+}
+
+GLASS_HD inline Surroundings surroundings_of(const CellGrid& grid, int64_t bin) {
+  const int64_t local = bin - grid.first_bin;
+  const int64_t at[3] = {local % grid.n_bins[0], local / grid.n_bins[0] % grid.n_bins[1],
+                         local / grid.n_bins[0] / grid.n_bins[1]};
+  return surroundings_at(grid, at);
 }
 
 // Below 2^29: images are at most max_images together, and an axis has more runs than images only when it has several bins, and

@@ -1,5 +1,6 @@
 // The choice of instruction set at run time, and the entry points that use it.
 #include "isa.h"
+#include "neighbors_rows.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -68,8 +69,14 @@ bool conv_double_backward_cpu(const ConvInput<T>& input, const ConvCotangents<T>
   GLASSCONV_DISPATCH(conv_double_backward, input, cotangents, grad_out, grad_grad_out, gradients, executor)
 }
 template <class T>
-bool spherical_harmonics_cpu(const HarmonicsArrays<T>& arrays,
-                             const Executor& executor){GLASSCONV_DISPATCH(spherical_harmonics_of, arrays, executor)}
+bool spherical_harmonics_cpu(const HarmonicsArrays<T>& arrays, const Executor& executor) {
+  GLASSCONV_DISPATCH(spherical_harmonics_of, arrays, executor)
+}
+
+const RowKernels& row_kernels() {
+  static const RowKernels kernels = [] { GLASSCONV_DISPATCH(row_kernels) }();
+  return kernels;
+}
 
 #define GLASSCONV_INSTANTIATE(T)                                                                               \
   template bool conv_forward_cpu<T>(const ConvInput<T>&, T*, const Executor&);                                 \

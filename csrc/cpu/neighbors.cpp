@@ -1,92 +1,164 @@
-// The CPU neighbor search: a task is a run of particles in bin order. For each bin the candidates of its surroundings are
-// gathered once, with their images applied; distances of wrapped positions select, and only those within rounding of the cutoff
-// are decided again by the definition. An edge waits as one 64-bit key, (source, image), until its row is sorted and written.
-#include "neighbors_cells.h"
-
+// The CPU neighbor search. Particles are sorted into bins (neighbors_cells.h) and numbered in that order: slots. For each bin the
+// candidates of its surroundings are gathered (neighbors_candidates.h), and compared with each particle in it. They are in the
+// order of their slots, and so is a row, at first; the rank of each edge tells where it stands in the row as it is sorted in the
+// end. Once all rows are counted, each edge is told the place of its opposite, in the order of slots, where neighbors are near; then
+// rows are written, in the order of particles.
 #include <algorithm>
+#include <cstdlib>
+#include <numeric>
+
+#include "neighbors_candidates.h"
 
 namespace glassconv {
 namespace {
 
-constexpr int64_t particles_per_task = 256;
-constexpr int64_t max_reverse_tasks = 8;  // each needs a cursor for every particle
+constexpr int64_t slots_per_task = 512;
+constexpr int64_t ahead = 4;  // rows that are fetched before they are written: for neighbors among particles they lie far apart
+constexpr int64_t max_ranked = 512;  // longer lists are sorted by comparison
 
-// Particles that can be neighbors of those in one bin, image offsets applied.
-struct Candidates {
-  std::vector<double> x, y, z, distance_sq;
-  std::vector<EdgeKey> key;
-  std::vector<int32_t> selected;
+// Memory for the rows, a block at a time.
+class RowPool {
+ public:
+  explicit RowPool(int64_t n_rows) : next_slab_(std::clamp(128 * n_rows, min_slab, max_slab)) {}
 
-  void clear() { x.clear(), y.clear(), z.clear(), key.clear(); }
-
-  void append(const SortedParticles& particles, int64_t begin, int64_t end, Vector3 offset, uint32_t image) {
-    const size_t first = x.size(), size = first + static_cast<size_t>(end - begin);
-    x.resize(size), y.resize(size), z.resize(size), key.resize(size);
-    for (size_t c = first, p = static_cast<size_t>(begin); c < size; ++c, ++p) {
-      x[c] = particles.wrapped[p].x + offset.x;
-      y[c] = particles.wrapped[p].y + offset.y;
-      z[c] = particles.wrapped[p].z + offset.z;
-      key[c] = make_key(particles.order[p], image);
+  int32_t* take(int64_t n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (left_ < n) {
+      left_ = std::max(n, next_slab_);
+      next_slab_ = std::min(2 * next_slab_, max_slab);
+      slabs_.emplace_back(static_cast<size_t>(left_) * sizeof(int32_t), 1);
+      slab_ = slabs_.back().take<int32_t>(static_cast<size_t>(left_)).data();
     }
+    left_ -= n;
+    return slab_ + left_;
   }
+
+ private:
+  static constexpr int64_t min_slab = int64_t{1} << 14, max_slab = int64_t{1} << 23;
+  std::mutex mutex_;
+  std::vector<Workspace> slabs_;
+  int32_t* slab_ = nullptr;
+  int64_t left_ = 0, next_slab_;
 };
 
-void gather(const CellGrid& grid, const SortedParticles& particles, int64_t bin, Candidates& candidates) {
-  candidates.clear();
-  const Surroundings around = surroundings_of(grid, bin);
-  for (uint32_t index = 0; index < total_runs(around); ++index) {
-    const auto [first, last, image] = run_at(grid, around, index);
-    // bins of a run are contiguous, and so are their particles
-    const int64_t begin = particles.bin_start[static_cast<size_t>(first)];
-    const int64_t end = particles.bin_start[static_cast<size_t>(last + 1)];
-    if (begin == end) continue;
-    const Vector3 offset =
-        combine(grid.lattice.vectors, static_cast<double>(image.a), static_cast<double>(image.b), static_cast<double>(image.c));
-    // The copy of the source stands at +image; receiver minus copy is the edge with shift -image.
-    candidates.append(particles, begin, end, offset, encode_image(grid, {-image.a, -image.b, -image.c}));
+// One list after the other.
+class ListWriter {
+ public:
+  explicit ListWriter(RowPool& pool) : pool_(pool) {}
+
+  // Room for n numbers.
+  int32_t* take(int64_t n) {
+    if (left_ < n) {
+      left_ = std::max(n, block);
+      next_ = pool_.take(left_);
+    }
+    int32_t* const list = next_;
+    next_ += n, left_ -= n;
+    return list;
   }
+
+ private:
+  static constexpr int64_t block = int64_t{1} << 14;
+  RowPool& pool_;
+  int32_t* next_ = nullptr;
+  int64_t left_ = 0;
+};
+
+// Ranks of keys, all different. `keys` and `rank` have room for candidate_block more; the keys are lost.
+template <class Key>
+void find_ranks(RankKeys<Key> kernel, std::vector<Key>& keys, int64_t n, int32_t* rank) {
+  if (n <= max_ranked) return kernel(keys.data(), n, rank);
+  std::vector<int32_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int32_t u, int32_t v) { return keys[static_cast<size_t>(u)] < keys[static_cast<size_t>(v)]; });
+  for (size_t k = 0; k < order.size(); ++k) rank[order[k]] = static_cast<int32_t>(k);
 }
 
-// Indices of the candidates closer than the square root of `limit_sq`; their squared distances stay in `distance_sq`.
-int64_t select(Candidates& candidates, Vector3 r, double limit_sq) {
-  const auto n = static_cast<size_t>(checked_int32(static_cast<int64_t>(candidates.x.size()), "cutoff: candidates of one bin"));
-  if (candidates.selected.size() < n) candidates.distance_sq.resize(n), candidates.selected.resize(n);
-  const double* __restrict x = candidates.x.data();
-  const double* __restrict y = candidates.y.data();
-  const double* __restrict z = candidates.z.data();
-  double* __restrict distance_sq = candidates.distance_sq.data();
-  int32_t* __restrict selected = candidates.selected.data();
-  for (size_t c = 0; c < n; ++c) {
-    const double dx = r.x - x[c], dy = r.y - y[c], dz = r.z - z[c];
-    distance_sq[c] = dx * dx + dy * dy + dz * dz;
+// The edges of one receiver while they are looked for.
+class FoundEdges {
+ public:
+  // Room for n and candidate_block more.
+  void reserve(int64_t n) {
+    const auto room = static_cast<size_t>(n + candidate_block);
+    if (slot_.size() >= room) return;
+    slot_.resize(room), particle_.resize(room), image_.resize(room), key_.resize(room), rank_.resize(room);
   }
-  int64_t found = 0;
-  for (size_t c = 0; c < n; ++c) {
-    selected[found] = static_cast<int32_t>(c);
-    found += distance_sq[c] < limit_sq;
+
+  RowArrays arrays() { return {slot_.data(), particle_.data(), image_.data()}; }
+
+  // Leaves those for which is_wanted(slot, image).
+  template <class Wanted>
+  int64_t keep(int64_t n, Wanted&& is_wanted) {
+    size_t kept = 0;
+    for (size_t k = 0; k < static_cast<size_t>(n); ++k) {
+      if (!is_wanted(slot_[k], image_[k])) continue;
+      slot_[kept] = slot_[k], particle_[kept] = particle_[k], image_[kept] = image_[k];
+      ++kept;
+    }
+    return static_cast<int64_t>(kept);
   }
-  return found;
+
+  // By slot and image, where a slot can be met in several.
+  void sort(int64_t n) {
+    find_edge_ranks(n, slot_);
+    permute(n, slot_), permute(n, particle_), permute(n, image_);
+  }
+
+  // Writes the row but for the opposites. Sources can repeat themselves only where there are images.
+  Row write(int64_t n, int32_t receiver, bool has_images, bool sources_repeat, ListWriter& lists) {
+    Row row = {lists.take((has_images ? 4 : 3) * n), static_cast<int32_t>(n), 0, 0, has_images};
+    for (size_t k = 0; k < static_cast<size_t>(n); ++k) row.n_lower += particle_[k] < receiver;
+    std::copy_n(slot_.data(), n, row.source());
+    if (has_images) std::copy_n(image_.data(), n, row.image());
+    if (sources_repeat) {
+      row.n_itself = static_cast<int32_t>(std::count(particle_.begin(), particle_.begin() + n, receiver));
+      find_edge_ranks(n, particle_);
+    } else {
+      find_ranks(row_kernels().rank_sources, particle_, n, rank_.data());
+    }
+    std::copy_n(rank_.data(), n, row.rank());
+    return row;
+  }
+
+ private:
+  void find_edge_ranks(int64_t n, const std::vector<int32_t>& source) {
+    for (size_t k = 0; k < static_cast<size_t>(n); ++k) key_[k] = static_cast<int64_t>(make_key(source[k], image_[k]));
+    find_ranks(row_kernels().rank_edges, key_, n, rank_.data());
+  }
+
+  template <class T>
+  void permute(int64_t n, std::vector<T>& values) {
+    const std::vector<T> unsorted(values.begin(), values.begin() + n);
+    for (size_t k = 0; k < unsorted.size(); ++k) values[static_cast<size_t>(rank_[k])] = unsorted[k];
+  }
+
+  std::vector<int32_t> slot_, particle_, rank_;
+  std::vector<uint32_t> image_;
+  std::vector<int64_t> key_;
+};
+
+void prefetch(const int32_t* list, int64_t n) {
+  constexpr int64_t line = 16;
+  for (int64_t k = 0; k < n + line - 1; k += line) __builtin_prefetch(list + k);
 }
 
-// Sorts one row of distinct keys. Short rows with distinct sources: the rank of a key is the number of smaller ones, which
-// vectorizes and has no branches to mispredict.
-void sort_row(EdgeKey* keys, int64_t n, bool sources_repeat) {
-  constexpr int64_t max_ranked = 96;
-  if (sources_repeat || n > max_ranked) {
-    std::sort(keys, keys + n);
-    return;
-  }
-  int32_t source[max_ranked], rank[max_ranked] = {};
-  EdgeKey unsorted[max_ranked];
-  for (int64_t k = 0; k < n; ++k) {
-    unsorted[k] = keys[k];
-    source[k] = source_of(keys[k]);
-  }
-  for (int64_t k = 0; k < n; ++k) {
-    for (int64_t m = 0; m < n; ++m) rank[m] += source[k] < source[m];
-  }
-  for (int64_t k = 0; k < n; ++k) keys[rank[k]] = unsorted[k];
+void write_shift(Shift shift, int32_t* to) {
+  // in range: wraps are at most 1e9 and images 1e6
+  to[0] = static_cast<int32_t>(shift.a), to[1] = static_cast<int32_t>(shift.b), to[2] = static_cast<int32_t>(shift.c);
 }
+
+// What a half list keeps of a row as it is sorted: sources of a lower index, and the second half of the receiver's own images.
+struct HalfRow {
+  int32_t n_lower, n_itself;
+
+  bool keeps(int32_t rank) const { return rank < n_lower || (rank >= n_lower + n_itself / 2 && rank < n_lower + n_itself); }
+  // Of an edge among those that are kept, and among the others.
+  int32_t place(int32_t rank) const { return rank < n_lower ? rank : rank - n_itself / 2; }
+  int32_t place_dropped(int32_t rank) const {
+    return rank < n_lower + n_itself ? rank - n_lower : rank - n_lower - n_itself / 2;
+  }
+};
 
 }  // namespace
 
@@ -94,132 +166,252 @@ struct NeighborSearchCpu::State {
   NeighborParams params;
   Executor executor;
   SortedParticles particles;
-  std::vector<std::vector<EdgeKey>> found;  // per task, rows in bin order
-  std::vector<int64_t> row_ptr;
+  RowPool pool;
+  Workspace memory;
+  std::span<Row> rows;            // by slot
+  std::span<int64_t> first_edge;  // of the row of each slot, in the output
+  std::span<int64_t> row_ptr;
 
-  const CellGrid& grid_of(int32_t particle) const { return particles.grids[static_cast<size_t>(params.batch[particle])]; }
-
-  Shift shift_of(int32_t receiver, EdgeKey key) const {
-    return shift_between(decode_image(grid_of(receiver), image_of(key)), particles.wraps[static_cast<size_t>(receiver)],
-                         particles.wraps[static_cast<size_t>(source_of(key))]);
+  State(const NeighborParams& to_search, const Executor& threads)
+      : params(to_search), executor(threads), particles(sort_particles(params, executor)), pool(params.n_particles) {
+    const auto n = static_cast<size_t>(params.n_particles);
+    memory = Workspace(n * (sizeof(Row) + sizeof(int64_t)) + (n + 1) * sizeof(int64_t), 3);
+    rows = memory.take<Row>(n), first_edge = memory.take<int64_t>(n), row_ptr = memory.take<int64_t>(n + 1);
   }
 
-  std::pair<int64_t, int64_t> range_of(int64_t task) const {
-    return {task * particles_per_task, std::min(params.n_particles, (task + 1) * particles_per_task)};
+  // task(first, last + 1), of slots or of particles
+  template <class Task>
+  void for_each_part(int64_t n_parts, Task&& task) const {
+    const int64_t n = params.n_particles;
+    for_each_task(executor, n_parts, [&](int64_t part) { task(n * part / n_parts, n * (part + 1) / n_parts); });
   }
 
-  void search(int64_t task);
-  void count_rows();
-  void write_rows(int64_t task, const NeighborOutputs& outputs);
-  void write_reverse(int64_t begin, int64_t end, const NeighborOutputs& outputs) const;
+  int64_t n_parts() const { return (params.n_particles + slots_per_task - 1) / slots_per_task; }
+
+  int32_t slot_at(int64_t particle) const { return particles.slot_of[static_cast<size_t>(particle)]; }
+  int32_t particle_at(int64_t slot) const { return particles.particle[static_cast<size_t>(slot)]; }
+
+  const CellGrid& grid_at(int64_t slot) const { return particles.grids[static_cast<size_t>(params.batch[particle_at(slot)])]; }
+
+  // Of an edge between two slots.
+  Shift shift_of(int64_t receiver, int64_t source, Shift image) const {
+    return shift_between(image, particles.wraps[static_cast<size_t>(receiver)], particles.wraps[static_cast<size_t>(source)]);
+  }
+
+  void search(int64_t begin, int64_t end);
+  bool is_edge_by_definition(const CellGrid& grid, int64_t receiver, int64_t source, Shift image) const;
+  void send_places(int64_t begin, int64_t end) const;
+  void send_all_places() const;
+  void find_places(const int64_t* ptr);
+  Shift shift_at(int64_t slot, const Row& row, int32_t k) const;
+  const Row& fetch_row(int64_t particle, int64_t end) const;
+  void write(int64_t begin, int64_t end, const NeighborOutputs& outputs) const;
+  void write_shifts(int64_t slot, int32_t* shifts) const;
+  void count_half(int64_t begin, int64_t end, const HalfOutputs& outputs) const;
+  void write_half(int64_t begin, int64_t end, const HalfOutputs& outputs) const;
 };
 
-void NeighborSearchCpu::State::search(int64_t task) {
-  std::vector<EdgeKey>& edges = found[static_cast<size_t>(task)];
-  Candidates candidates;
+bool NeighborSearchCpu::State::is_edge_by_definition(const CellGrid& grid, int64_t receiver, int64_t source,
+                                                     Shift image) const {
+  const int32_t i = particle_at(receiver), j = particle_at(source);
+  return is_edge(grid.lattice, position_of(params, i), position_of(params, j), shift_of(receiver, source, image),
+                 cutoff_sq_of(params, i, j));
+}
+
+void NeighborSearchCpu::State::search(int64_t begin, int64_t end) {
+  ListWriter lists(pool);
+  Candidates candidates(particles, params.cutoff);
+  FoundEdges found;
+  const CellGrid* grid = nullptr;
   int64_t gathered_bin = -1;
-  double certain_sq = 0.0, possible_sq = 0.0;
-  const double cutoff = params.cutoff;
-  const auto [begin, end] = range_of(task);
-  for (int64_t p = begin; p < end; ++p) {
-    const int32_t receiver = particles.order[static_cast<size_t>(p)];
-    const CellGrid& grid = grid_of(receiver);
-    if (particles.bin[static_cast<size_t>(p)] != gathered_bin) {
-      gathered_bin = particles.bin[static_cast<size_t>(p)];
-      gather(grid, particles, gathered_bin, candidates);
-      const double certain = cutoff - grid.margin, possible = cutoff + grid.margin;
-      certain_sq = certain > 0.0 ? certain * certain : 0.0;
-      possible_sq = possible * possible;
+  for (int64_t slot = begin; slot < end; ++slot) {
+    if (const int64_t bin = particles.bin[static_cast<size_t>(slot)]; bin != gathered_bin) {
+      gathered_bin = bin;
+      grid = &grid_at(slot);
+      candidates.gather(*grid, bin);
+      found.reserve(candidates.size());
     }
-    const int64_t n_selected = select(candidates, particles.wrapped[static_cast<size_t>(p)], possible_sq);
-    const EdgeKey self = make_key(receiver, encode_image(grid, {0, 0, 0}));
-    const size_t row = edges.size();
-    for (int64_t s = 0; s < n_selected; ++s) {
-      const auto c = static_cast<size_t>(candidates.selected[static_cast<size_t>(s)]);
-      const EdgeKey key = candidates.key[c];
-      if (key == self) continue;
-      if (candidates.distance_sq[c] >= certain_sq &&
-          !is_edge(grid.lattice, position_of(params, receiver), position_of(params, source_of(key)), shift_of(receiver, key),
-                   cutoff * cutoff)) {
-        continue;
-      }
-      edges.push_back(key);
+    const bool has_images = !candidates.are_home();
+    bool is_certain = false;
+    int64_t n = candidates.select(slot, found.arrays(), &is_certain);
+    if (!is_certain || params.types != nullptr) {
+      n = found.keep(n, [&](int32_t source, uint32_t image) {
+        return is_edge_by_definition(*grid, slot, source, has_images ? decode_image(*grid, image) : Shift{0, 0, 0});
+      });
     }
-    row_ptr[static_cast<size_t>(receiver) + 1] = static_cast<int64_t>(edges.size() - row);
+    if (grid->repeats_pairs) found.sort(n);
+    const Row row = found.write(n, particle_at(slot), has_images, grid->repeats_pairs, lists);
+    rows[static_cast<size_t>(slot)] = row;
   }
 }
 
-void NeighborSearchCpu::State::count_rows() {
-  for (size_t i = 0; i + 1 < row_ptr.size(); ++i) row_ptr[i + 1] += row_ptr[i];
+// Tells the opposites of the edges of slots begin .. end - 1 the places of these. Going through receivers in order meets the edges
+// out of each slot in the order in which their opposites stand in its row. Edges between the same two particles are sorted by
+// shift, their opposites by the negative: backwards.
+void NeighborSearchCpu::State::send_places(int64_t begin, int64_t end) const {
+  // Where each row gets its next place; null for rows that got none yet, most of which never cost memory.
+  const std::unique_ptr<uint32_t*, decltype(&std::free)> memory(
+      static_cast<uint32_t**>(std::calloc(rows.size(), sizeof(uint32_t*))), &std::free);
+  uint32_t** const next = memory.get();
+  if (next == nullptr) throw std::bad_alloc();
+  const auto next_in = [&](int32_t slot) -> uint32_t*& {
+    uint32_t*& opposite = next[slot];
+    if (opposite == nullptr) {
+      const Row& row = rows[static_cast<size_t>(slot)];
+      opposite = row.opposite();
+      // What comes from the slots before is sent by others; most rows have no source there.
+      if (row.source()[0] < begin) opposite += std::lower_bound(row.source(), row.source() + row.n, begin) - row.source();
+    }
+    return opposite;
+  };
+  for (int64_t slot = begin; slot < end; ++slot) {
+    const Row& row = rows[static_cast<size_t>(slot)];
+    const int32_t *const sources = row.source(), *const ranks = row.rank();
+    const auto first = static_cast<uint32_t>(first_edge[static_cast<size_t>(slot)]);
+    if (!row.has_images) {
+      for (int32_t k = 0; k < row.n; ++k) *next_in(sources[k])++ = first + static_cast<uint32_t>(ranks[k]);
+      continue;
+    }
+    for (int32_t k = 0, next_k; k < row.n; k = next_k) {
+      next_k = k + 1;
+      while (next_k < row.n && sources[next_k] == sources[k]) ++next_k;
+      uint32_t*& opposite = next_in(sources[k]);
+      for (int32_t m = next_k - 1; m >= k; --m) *opposite++ = first + static_cast<uint32_t>(ranks[m]);
+    }
+  }
 }
 
-void NeighborSearchCpu::State::write_rows(int64_t task, const NeighborOutputs& outputs) {
-  EdgeKey* row = found[static_cast<size_t>(task)].data();
-  const auto [begin, end] = range_of(task);
-  for (int64_t p = begin; p < end; ++p) {
-    const int32_t receiver = particles.order[static_cast<size_t>(p)];
-    const int64_t first = row_ptr[static_cast<size_t>(receiver)];
-    const int64_t n = row_ptr[static_cast<size_t>(receiver) + 1] - first;
-    sort_row(row, n, grid_of(receiver).repeats_pairs);
-    for (int64_t k = 0; k < n; ++k) {
-      const Shift shift = shift_of(receiver, row[k]);
-      outputs.source[first + k] = source_of(row[k]);
-      outputs.receiver[first + k] = receiver;
-      int32_t* out = outputs.shifts + 3 * (first + k);
-      // in range: wraps are at most 1e9 and images 1e6
-      out[0] = static_cast<int32_t>(shift.a), out[1] = static_cast<int32_t>(shift.b), out[2] = static_cast<int32_t>(shift.c);
-    }
-    row += n;
-  }
-  std::vector<EdgeKey>().swap(found[static_cast<size_t>(task)]);
+void NeighborSearchCpu::State::send_all_places() const {
+  // few parts, because each begins with a search in every row that it reaches
+  for_each_part(std::min<int64_t>(executor.n_threads, params.n_particles),
+                [&](int64_t begin, int64_t end) { send_places(begin, end); });
 }
 
-// The opposites of the edges into receivers begin .. end - 1. Going through receivers in order meets the edges out of each
-// source j in the order in which their opposites stand in row j, so one cursor for each j finds them all. Edges between the same
-// two particles are sorted by shift, their opposites by the negative: backwards.
-void NeighborSearchCpu::State::write_reverse(int64_t begin, int64_t end, const NeighborOutputs& outputs) const {
-  std::vector<int64_t> cursor(row_ptr.begin(), row_ptr.end() - 1);
-  if (begin > 0) {
-    for (size_t j = 0; j < cursor.size(); ++j) {
-      cursor[j] = std::lower_bound(outputs.source + row_ptr[j], outputs.source + row_ptr[j + 1], begin) - outputs.source;
-    }
+// `ptr`: where the rows of particles begin.
+void NeighborSearchCpu::State::find_places(const int64_t* ptr) {
+  for_each_part(n_parts(), [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) first_edge[static_cast<size_t>(slot)] = ptr[particle_at(slot)];
+  });
+}
+
+// Of edge k of a row.
+Shift NeighborSearchCpu::State::shift_at(int64_t slot, const Row& row, int32_t k) const {
+  const Shift home = {0, 0, 0};
+  if (!row.has_images && !particles.has_wraps) return home;
+  return shift_of(slot, row.source()[k], row.has_images ? decode_image(grid_at(slot), row.image()[k]) : home);
+}
+
+void NeighborSearchCpu::State::write_shifts(int64_t slot, int32_t* shifts) const {
+  const Row& row = rows[static_cast<size_t>(slot)];
+  if (!row.has_images && !particles.has_wraps) {
+    std::fill_n(shifts, 3 * static_cast<int64_t>(row.n), 0);
+    return;
   }
-  const int64_t last = row_ptr[static_cast<size_t>(end)];
-  // Rows need not be told apart: a source that ends one row and begins the next belongs to two receivers, and each
-  // of them ends its own group below because the receivers differ.
-  for (int64_t edge = row_ptr[static_cast<size_t>(begin)]; edge < last;) {
-    const int64_t source = outputs.source[edge], receiver = outputs.receiver[edge];
-    int64_t group = 1;
-    while (edge + group < last && outputs.source[edge + group] == source && outputs.receiver[edge + group] == receiver) ++group;
-    int64_t& opposite = cursor[static_cast<size_t>(source)];
-    for (int64_t k = 0; k < group; ++k) outputs.reverse[edge + k] = opposite + group - 1 - k;
-    opposite += group;
-    edge += group;
+  if (!particles.has_wraps) {
+    const CellGrid& grid = grid_at(slot);
+    ImageFields fields;
+    for (int axis = 0; axis < 3; ++axis) {
+      fields.bits[axis] = grid.image_bits[axis], fields.home[axis] = static_cast<int32_t>(grid.n_images[axis]);
+    }
+    row_kernels().write_images(row, fields, shifts);
+    return;
+  }
+  for (int32_t k = 0; k < row.n; ++k) write_shift(shift_at(slot, row, k), shifts + 3 * static_cast<int64_t>(row.rank()[k]));
+}
+
+// The row of the particle that follows some others, its data fetched, and that of a later one on its way.
+const Row& NeighborSearchCpu::State::fetch_row(int64_t particle, int64_t end) const {
+  const auto row_of = [&](int64_t i) { return &rows[static_cast<size_t>(slot_at(i))]; };
+  if (particle + 2 * ahead < end) __builtin_prefetch(row_of(particle + 2 * ahead));
+  if (particle + ahead < end) prefetch(row_of(particle + ahead)->list, 3 * row_of(particle + ahead)->n);
+  return *row_of(particle);
+}
+
+// Of particles begin .. end - 1: in the order of the output, which is large, and whose memory is new.
+void NeighborSearchCpu::State::write(int64_t begin, int64_t end, const NeighborOutputs& outputs) const {
+  const WriteRow write_row = row_kernels().write_row;
+  const int64_t* const first_edges = row_ptr[rows.size()] >> 32 == 0 ? nullptr : first_edge.data();
+  for (int64_t i = begin; i < end; ++i) {
+    const Row& row = fetch_row(i, end);
+    const int64_t first = outputs.row_ptr[i];
+    write_row(row, particles.particle.data(), first_edges, outputs.source + first, outputs.reverse + first);
+    std::fill_n(outputs.receiver + first, row.n, i);
+    write_shifts(slot_at(i), outputs.shifts + 3 * first);
+  }
+}
+
+void NeighborSearchCpu::State::count_half(int64_t begin, int64_t end, const HalfOutputs& outputs) const {
+  for (int64_t slot = begin; slot < end; ++slot) {
+    const Row& row = rows[static_cast<size_t>(slot)];
+    const int64_t kept = row.n_lower + row.n_itself / 2, i = particle_at(slot);
+    outputs.row_ptr[i + 1] = kept;
+    outputs.transpose_ptr[i + 1] = row.n - kept;
+  }
+}
+
+void NeighborSearchCpu::State::write_half(int64_t begin, int64_t end, const HalfOutputs& outputs) const {
+  for (int64_t i = begin; i < end; ++i) {
+    const Row& row = fetch_row(i, end);
+    const int64_t slot = slot_at(i), first = outputs.row_ptr[i], transposed = outputs.transpose_ptr[i];
+    const HalfRow half = {row.n_lower, row.n_itself};
+    const int64_t n_kept = half.n_lower + half.n_itself / 2;
+    for (int32_t k = 0; k < row.n; ++k) {
+      const int32_t from = row.source()[k], rank = row.rank()[k];
+      // The opposite of one that is dropped is kept: before the sources of its row that are not lower, where ranks are places, or
+      // among the receiver's own images. Selected without a branch, since which it is is as good as random.
+      const bool is_kept = half.keeps(rank);
+      int64_t* const to =
+          is_kept ? outputs.source + first + half.place(rank) : outputs.transpose_slots + transposed + half.place_dropped(rank);
+      int64_t place = complete_place(row.opposite()[k], first_edge[static_cast<size_t>(from)]);
+      if (half.n_itself > 0 && from == slot) place = first + half.place(static_cast<int32_t>(place - first));
+      *to = is_kept ? particle_at(from) : place;
+    }
+    std::fill_n(outputs.receiver + first, n_kept, i);
+    int32_t* const shifts = outputs.shifts + 3 * first;
+    if (!row.has_images && !particles.has_wraps) {
+      std::fill_n(shifts, 3 * n_kept, 0);
+      continue;
+    }
+    for (int32_t k = 0; k < row.n; ++k) {
+      const int32_t rank = row.rank()[k];
+      if (half.keeps(rank)) write_shift(shift_at(slot, row, k), shifts + 3 * static_cast<int64_t>(half.place(rank)));
+    }
   }
 }
 
 NeighborSearchCpu::NeighborSearchCpu(const NeighborParams& params, const Executor& executor)
-    : state_(std::make_unique<State>(State{params, executor, sort_particles(params, executor), {}, {}})) {
-  const int64_t n_tasks = (params.n_particles + particles_per_task - 1) / particles_per_task;
-  state_->found.resize(static_cast<size_t>(n_tasks));
-  state_->row_ptr.assign(static_cast<size_t>(params.n_particles) + 1, 0);
-  for_each_task(executor, n_tasks, [&](int64_t task) { state_->search(task); });
-  state_->count_rows();
+    : state_(std::make_unique<State>(params, executor)) {
+  State& state = *state_;
+  state.row_ptr[0] = 0;
+  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.search(begin, end); });
+  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      state.row_ptr[static_cast<size_t>(i) + 1] = state.rows[static_cast<size_t>(state.slot_at(i))].n;
+    }
+  });
+  std::partial_sum(state.row_ptr.begin(), state.row_ptr.end(), state.row_ptr.begin());
 }
 
 NeighborSearchCpu::~NeighborSearchCpu() = default;
 
-int64_t NeighborSearchCpu::n_edges() const { return state_->row_ptr.back(); }
+int64_t NeighborSearchCpu::n_edges() const { return state_->row_ptr[state_->rows.size()]; }
 
 void NeighborSearchCpu::write(const NeighborOutputs& outputs) {
   State& state = *state_;
   std::copy(state.row_ptr.begin(), state.row_ptr.end(), outputs.row_ptr);
-  for_each_task(state.executor, static_cast<int64_t>(state.found.size()),
-                [&](int64_t task) { state.write_rows(task, outputs); });
-  const int64_t n = state.params.n_particles;
-  const int64_t n_tasks = std::clamp<int64_t>(std::min<int64_t>(state.executor.n_threads, n), 1, max_reverse_tasks);
-  for_each_task(state.executor, n_tasks,
-                [&](int64_t task) { state.write_reverse(n * task / n_tasks, n * (task + 1) / n_tasks, outputs); });
+  state.find_places(outputs.row_ptr);
+  state.send_all_places();
+  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.write(begin, end, outputs); });
+}
+
+void NeighborSearchCpu::write_half(const HalfOutputs& outputs) {
+  State& state = *state_;
+  outputs.row_ptr[0] = outputs.transpose_ptr[0] = 0;
+  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.count_half(begin, end, outputs); });
+  for (int64_t* ptr : {outputs.row_ptr, outputs.transpose_ptr}) std::partial_sum(ptr, ptr + state.row_ptr.size(), ptr);
+  state.find_places(outputs.row_ptr);
+  state.send_all_places();
+  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.write_half(begin, end, outputs); });
 }
 
 }  // namespace glassconv

@@ -10,6 +10,7 @@
 
 #include "../core/neighbor_search.h"
 #include "../core/neighbors.h"
+#include "scratch.h"
 
 namespace glassconv {
 
@@ -36,14 +37,29 @@ void for_each_task(const Executor& executor, int64_t n_tasks, Body&& body) {
   if (context.error) std::rethrow_exception(context.error);
 }
 
-// Particles of all systems, sorted by bin and by index within a bin. Bins of system s begin at grids[s].first_bin.
+// A line of bins along the first axis has a number more than it has bins, so that it can tell where its last bin ends.
+inline int64_t bins_in_line(const CellGrid& grid) { return grid.n_bins[0] + 1; }
+inline int64_t first_bin_of_line(const CellGrid& grid, int64_t b, int64_t c) {
+  return grid.first_bin + (c * grid.n_bins[1] + b) * bins_in_line(grid);
+}
+
+// Particles of all systems, sorted by bin and by index within a bin: a slot is a place in this order. Bins of system s begin at
+// grids[s].first_bin, line after line. Lines follow each other in the order of square tiles, so that what is near a bin is for
+// the most part near it in memory too.
+constexpr int64_t max_overread = 16;  // numbers beyond the last slot that may be read
+
 struct SortedParticles {
-  std::vector<CellGrid> grids;     // per system
-  std::vector<Vector3> wrapped;    // sorted
-  std::vector<int32_t> order;      // sorted position -> particle
-  std::vector<int64_t> bin;        // sorted position -> bin
-  std::vector<int64_t> bin_start;  // (number of bins + 1), sorted positions
-  std::vector<Wrap> wraps;         // by particle
+  std::vector<CellGrid> grids;   // per system
+  std::span<int32_t> bin_start;  // slots; the end of a bin is the start of the next number
+  // by slot
+  std::span<int32_t> particle;
+  std::span<int64_t> bin;
+  std::span<double> x, y, z;  // wrapped
+  std::span<Wrap> wraps;
+  std::span<int32_t> slot_of;  // by particle
+  bool has_wraps = false;      // some particle lies outside its cell
+
+  Workspace memory, bins_memory;
 };
 
 SortedParticles sort_particles(const NeighborParams& params, const Executor& executor);

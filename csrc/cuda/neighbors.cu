@@ -1,6 +1,7 @@
 // The CUDA neighbor search, entry points: bins, row lengths, their sums, then keys, sorted rows, opposites.
 //
-// Threads: one, for the totals. Bytes: the workspace takes about 100 for each particle and 500 for each system.
+// Threads: one, for the totals; one for each row that is copied. Bytes: the workspace takes about 110 for each particle and 500 for
+// each system.
 // Deterministic. The only wait for the GPU is in count_neighbors_cuda(), which reads the totals.
 // Source: csrc/core/neighbors.h.
 #include <algorithm>
@@ -15,6 +16,8 @@ namespace {
 
 // Bins are counted in 32 bits. More would take a workspace of 200 GB.
 constexpr int64_t max_bins = int64_t{1} << 32;
+
+constexpr int copy_threads = 256;
 
 // Hands out the pieces of the workspace; without one it only adds up.
 class Carver {
@@ -69,6 +72,7 @@ SearchMemory carve(int64_t n_particles, int64_t n_systems, void* workspace) {
   memory.sorted_bin = carver.take<uint32_t>(n_particles);
   memory.sorted_particle = carver.take<int32_t>(n_particles);
   memory.sorted = carver.take<SortedParticle>(n_particles);
+  memory.row_ptr = carver.take<int64_t>(n_particles + 1);
   memory.primitives = {carver.take_bytes(0), 0};  // whose size takes long to find out, and is not always needed
   memory.bytes = carver.bytes();
   return memory;
@@ -93,6 +97,7 @@ __device__ int64_t written_edges(const int64_t* row_ptr, int64_t n_particles, in
 
 __global__ void __launch_bounds__(1)
     totals_kernel(SearchStatus* status, const int64_t* row_ptr, int64_t n_particles, int64_t capacity, int64_t* n_found) {
+  if (status->first_refusal == not_needed) return;  // with totals of zero
   status->n_edges = row_ptr[n_particles];
   status->n_written = written_edges(row_ptr, n_particles, capacity);
   if (n_found == nullptr) return;
@@ -100,16 +105,24 @@ __global__ void __launch_bounds__(1)
   *n_found = refusal == 0 ? status->n_edges : -1 - static_cast<int64_t>(refusal_of(refusal));
 }
 
+__global__ void __launch_bounds__(copy_threads)
+    copy_rows_kernel(const __grid_constant__ SearchMemory memory, int64_t n_particles, int64_t* row_ptr) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * copy_threads + threadIdx.x;
+  if (row > n_particles || memory.status->first_refusal == not_needed) return;
+  row_ptr[row] = memory.row_ptr[row];
+}
+
 struct Count {
   int64_t* row_ptr;
   int64_t capacity;
-  int64_t* n_found;  // or null
+  int64_t* n_found;    // or null
+  const bool* needed;  // or null
 };
 
 void count(const NeighborParams& params, SearchMemory memory, const Count& to, cudaStream_t stream) {
   const int64_t n = params.n_particles;
   memory.primitives.bytes = primitives_bytes(n, memory.n_bins);
-  sort_into_bins(params, memory, stream);
+  sort_into_bins(params, memory, to.needed, stream);
   count_rows(params, memory, to.row_ptr, stream);
   exclusive_scan(to.row_ptr, n + 1, memory.primitives, stream);
   launch({"totals_kernel", dim3(1), 1, 0, stream}, totals_kernel, memory.status, static_cast<const int64_t*>(to.row_ptr), n,
@@ -128,7 +141,11 @@ void read(T* host, const T* device, int64_t n, cudaStream_t stream) {
   const int64_t index = refusal_index(code);
   RefusedValues got;
   got.n_systems = params.n_systems;
+  got.n_types = params.n_types;
   switch (phase_of(why)) {
+    case -1:
+      read(&got.type, params.types + index, 1, stream);
+      break;
     case 0:
       read(got.cell, params.cells + 9 * index, 9, stream);
       read(got.pbc, params.pbc + 3 * index, 3, stream);
@@ -153,7 +170,7 @@ int64_t neighbors_cuda_workspace(int64_t n_particles, int64_t n_systems) {
 int64_t count_neighbors_cuda(const NeighborParams& params, int64_t* row_ptr, void* workspace, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const SearchMemory memory = carve(params.n_particles, params.n_systems, workspace);
-  count(params, memory, {row_ptr, std::numeric_limits<int64_t>::max(), nullptr}, on);
+  count(params, memory, {row_ptr, std::numeric_limits<int64_t>::max(), nullptr, nullptr}, on);
   SearchStatus status;
   read(&status, memory.status, 1, on);
   if (status.first_refusal != 0) refuse(params, status.first_refusal, on);
@@ -169,14 +186,20 @@ void write_neighbors_cuda(const NeighborParams& params, const NeighborOutputs& o
   write_rows(params, memory, outputs, on);
 }
 
-void find_neighbors_cuda(const NeighborParams& params, const NeighborOutputs& outputs, int64_t capacity, int64_t* n_found,
-                         void* workspace, void* stream) {
+void find_neighbors_cuda(const NeighborParams& params, const CapacityOutputs& outputs, void* workspace, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const SearchMemory memory = carve(params.n_particles, params.n_systems, workspace);
-  count(params, memory, {outputs.row_ptr, capacity, n_found}, on);
-  write_keys(params, memory, outputs, on);
-  write_rows(params, memory, outputs, on);
-  pad_edges(memory, outputs, capacity, on);
+  const auto& [edges, capacity, n_found, needed] = outputs;
+  // the scan is CUB's, which knows of no condition
+  int64_t* row_ptr = needed == nullptr ? edges.row_ptr : memory.row_ptr;
+  count(params, memory, {row_ptr, capacity, n_found, needed}, on);
+  if (needed != nullptr) {
+    launch({"copy_rows_kernel", blocks_for(params.n_particles + 1, copy_threads), copy_threads, 0, on}, copy_rows_kernel,
+           memory, params.n_particles, edges.row_ptr);
+  }
+  write_keys(params, memory, edges, on);
+  write_rows(params, memory, edges, on);
+  pad_edges(memory, edges, capacity, on);
 }
 
 }  // namespace glassconv

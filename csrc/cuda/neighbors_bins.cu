@@ -1,11 +1,13 @@
 // First half of the CUDA neighbor search: particles wrapped into their cells and sorted into bins.
 //
-// Threads: one for each system (lattice, grid), else one for each particle.
+// Threads: one for each system (lattice, grid), else one for each particle (its type beside the lattices).
 // Bytes per particle: 24 + 8 read; 36 written while wrapping, 16 written and 48 moved while sorting (three passes over keys that
 // know their bin), 72 moved into sorted order, 16 zeroed for the bins. Flops: about 60, in float64.
 // Deterministic: systems are joined by maxima, bins sorted stably by the particles' indices, and of many refusals the first is kept.
 // Source: csrc/core/{lattice,cell_grid,neighbor_search}.h; what the compiler fuses here moves particles by a rounding, which the
 // margin of the grid covers.
+#include <algorithm>
+
 #include "launch.cuh"
 #include "neighbors_memory.h"
 
@@ -22,13 +24,23 @@ __device__ void refuse(SearchStatus* status, Refusal why, int64_t index) {
 // keep the first of them from being found.
 __device__ bool is_refused_before(const SearchStatus* status, int phase) {
   const unsigned long long code = status->first_refusal;
-  return code != 0 && static_cast<int>(~code >> refusal_phase_shift) < phase;
+  return code != 0 && phase_of_code(code) < phase;
 }
 
-__global__ void __launch_bounds__(kThreads)
-    lattices_kernel(const __grid_constant__ NeighborParams params, const __grid_constant__ SearchMemory memory) {
-  const int64_t system = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (system >= params.n_systems) return;
+// What needs nothing else to be known: whether there is anything to do, the lattices, the types.
+__global__ void __launch_bounds__(kThreads) lattices_kernel(const __grid_constant__ NeighborParams params,
+                                                            const __grid_constant__ SearchMemory memory, const bool* needed) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;  // of a particle, and of a system
+  if (needed != nullptr && !*needed) {
+    if (index == 0) memory.status->first_refusal = not_needed;
+    return;
+  }
+  if (params.types != nullptr && index < params.n_particles) {
+    const int32_t type = params.types[index];
+    if (type < 0 || type >= params.n_types) refuse(memory.status, Refusal::type, index);
+  }
+  if (index >= params.n_systems) return;
+  const int64_t system = index;
   const Lattice lattice = make_lattice(params.cells + 9 * system, params.pbc + 3 * system);
   if (lattice.is_out_of_range) {
     refuse(memory.status, Refusal::cell_out_of_range, system);
@@ -146,11 +158,12 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void sort_into_bins(const NeighborParams& params, const SearchMemory& memory, cudaStream_t stream) {
-  const int64_t n = params.n_particles;
+void sort_into_bins(const NeighborParams& params, const SearchMemory& memory, const bool* needed, cudaStream_t stream) {
+  const int64_t n = params.n_particles, n_types = params.types == nullptr ? 0 : n;
   const dim3 systems = blocks_for(params.n_systems, kThreads), particles = blocks_for(n, kThreads);
+  const dim3 first = blocks_for(std::max({params.n_systems, n_types, int64_t{needed != nullptr}}), kThreads);
   check_cuda(cudaMemsetAsync(memory.status, 0, static_cast<size_t>(memory.zeroed_bytes), stream), "clearing the workspace");
-  launch({"lattices_kernel", systems, kThreads, 0, stream}, lattices_kernel, params, memory);
+  launch({"lattices_kernel", first, kThreads, 0, stream}, lattices_kernel, params, memory, needed);
   launch({"wrap_kernel", particles, kThreads, 0, stream}, wrap_kernel, params, memory);
   launch({"grids_kernel", systems, kThreads, 0, stream}, grids_kernel, params, memory);
   launch({"bins_kernel", particles, kThreads, 0, stream}, bins_kernel, params, memory);

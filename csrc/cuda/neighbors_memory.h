@@ -13,7 +13,7 @@
 namespace glassconv {
 
 struct SearchStatus {
-  unsigned long long first_refusal;  // see refusal_code(); 0: none
+  unsigned long long first_refusal;  // see refusal_code(); 0: none; or not_needed
   int64_t n_edges;
   int64_t n_written;  // of these, the edges of all rows that end within the capacity
 };
@@ -49,6 +49,7 @@ struct SearchMemory {
   uint32_t* sorted_bin;
   int32_t* sorted_particle;
   SortedParticle* sorted;
+  int64_t* row_ptr;  // (n_particles + 1), for outputs that are not to be touched before it is known that they are needed
   PrimitiveWorkspace primitives;
 
   int64_t n_bins;
@@ -77,12 +78,19 @@ inline int bits_of(int64_t n) {
   return bits;
 }
 
-// The refusal that is to be reported, the first by phase and then by index, has the largest code.
-constexpr int refusal_index_shift = 4, refusal_phase_shift = 56;
+// The refusal that is to be reported, the first by phase and then by index, has the largest code. Above all of them is the one
+// that stands for outputs which are as they shall be: like a refusal it makes every kernel leave.
+constexpr int refusal_index_shift = 4, refusal_phase_shift = 56, first_phase = -1;
+constexpr unsigned long long not_needed = ~0ull;
 
 GLASS_HD inline unsigned long long refusal_code(Refusal why, int64_t index) {
-  return ~(static_cast<unsigned long long>(phase_of(why)) << refusal_phase_shift |
+  return ~(static_cast<unsigned long long>(phase_of(why) - first_phase + 1) << refusal_phase_shift |
            static_cast<unsigned long long>(index) << refusal_index_shift | static_cast<unsigned long long>(why));
+}
+
+// Of not_needed it is before the first.
+GLASS_HD inline int phase_of_code(unsigned long long code) {
+  return static_cast<int>(~code >> refusal_phase_shift) + first_phase - 1;
 }
 
 GLASS_HD inline Refusal refusal_of(unsigned long long code) { return static_cast<Refusal>(~code & 15); }
@@ -94,8 +102,8 @@ inline int64_t refusal_index(unsigned long long code) {
 // Keys wait for their turn in the output that is written last.
 inline EdgeKey* keys_of(const NeighborOutputs& outputs) { return reinterpret_cast<EdgeKey*>(outputs.reverse); }
 
-// neighbors_bins.cu: everything up to `sorted` and `bins`.
-void sort_into_bins(const NeighborParams& params, const SearchMemory& memory, cudaStream_t stream);
+// neighbors_bins.cu: everything up to `sorted` and `bins`. `needed` is null or as in CapacityOutputs.
+void sort_into_bins(const NeighborParams& params, const SearchMemory& memory, const bool* needed, cudaStream_t stream);
 
 // neighbors_search.cu: the lengths of the rows; then, the rows' places being known, their keys in any order.
 void count_rows(const NeighborParams& params, const SearchMemory& memory, int64_t* row_ptr, cudaStream_t stream);

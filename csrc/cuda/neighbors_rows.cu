@@ -32,11 +32,13 @@ struct Row {
   int64_t receiver, first, n;
 };
 
-// Empty for receivers beyond the last and for rows that are not written.
+// Empty for receivers beyond the last and for rows that are not written. Nothing is read when none is: row_ptr may then hold
+// anything.
 __device__ Row row_at(const RowTask& task, int64_t receiver) {
-  if (receiver >= task.params.n_particles) return {receiver, 0, 0};
+  const int64_t n_written = task.memory.status->n_written;
+  if (receiver >= task.params.n_particles || n_written == 0) return {receiver, 0, 0};
   const int64_t first = task.outputs.row_ptr[receiver], end = task.outputs.row_ptr[receiver + 1];
-  return {receiver, first, end <= task.memory.status->n_written ? end - first : 0};
+  return {receiver, first, end <= n_written ? end - first : 0};
 }
 
 __device__ void write_edge(const RowTask& task, const Row& row, int64_t place, EdgeKey key) {
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(row_threads) reverse_kernel(const __grid_const
 __global__ void __launch_bounds__(padding_threads)
     padding_kernel(const SearchStatus* status, const __grid_constant__ NeighborOutputs outputs, int64_t capacity) {
   const int64_t edge = static_cast<int64_t>(blockIdx.x) * padding_threads + threadIdx.x;
-  if (edge >= capacity || edge < status->n_written) return;
+  if (edge >= capacity || edge < status->n_written || status->first_refusal == not_needed) return;
   outputs.source[edge] = outputs.receiver[edge] = outputs.reverse[edge] = -1;
   for (int axis = 0; axis < 3; ++axis) outputs.shifts[3 * edge + axis] = -1;
 }

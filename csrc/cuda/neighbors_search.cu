@@ -95,7 +95,8 @@ __device__ Candidate take_candidate(const SearchMemory& memory, const LaneRun& m
           image == home ? position : -1};
 }
 
-// The definition, for the few pairs that wrapped positions cannot decide.
+// The definition, for the few pairs that wrapped positions cannot decide, and for all that have cutoffs of their own.
+template <bool has_types>
 __device__ bool is_edge_by_definition(const SearchTask& task, const CellGrid& grid, int32_t receiver, EdgeKey key) {
   const auto position = [&](int64_t i) {
     const double* r = task.params.positions + 3 * i;
@@ -103,12 +104,13 @@ __device__ bool is_edge_by_definition(const SearchTask& task, const CellGrid& gr
   };
   const int32_t source = source_of(key);
   const Shift shift = shift_between(decode_image(grid, image_of(key)), task.memory.wraps[receiver], task.memory.wraps[source]);
-  return is_edge(grid.lattice, position(receiver), position(source), shift, task.params.cutoff * task.params.cutoff);
+  const double cutoff_sq = has_types ? cutoff_sq_of(task.params, receiver, source) : task.params.cutoff * task.params.cutoff;
+  return is_edge(grid.lattice, position(receiver), position(source), shift, cutoff_sq);
 }
 
 // Compares the warp's candidates with its rows. Each row's tally is in the lane of that row: edges so far when counting, the
 // place of the next key when writing, and negative for rows that are not to be written.
-template <bool is_writing>
+template <bool is_writing, bool has_types>
 __device__ void test_candidates(const SearchTask& task, const BinRows& rows, const Candidate& candidate, int64_t& tally,
                                 EdgeKey* keys) {
   const int lane = threadIdx.x % kWarp;
@@ -124,7 +126,7 @@ __device__ void test_candidates(const SearchTask& task, const BinRows& rows, con
     const double distance_sq = fma(dx, dx, fma(dy, dy, dz * dz));
     bool is_hit = distance_sq < rows.possible_sq && rows.first + k != candidate.itself;
     if (is_hit && distance_sq >= rows.certain_sq) {
-      is_hit = is_edge_by_definition(task, *rows.grid, receiver.particle, candidate.key);
+      is_hit = is_edge_by_definition<has_types>(task, *rows.grid, receiver.particle, candidate.key);
     }
     const unsigned hits = __ballot_sync(kAllLanes, is_hit);
     if (is_writing && is_hit) keys[next + __popc(hits & ((1u << lane) - 1u))] = candidate.key;
@@ -132,7 +134,7 @@ __device__ void test_candidates(const SearchTask& task, const BinRows& rows, con
   }
 }
 
-template <bool is_writing>
+template <bool is_writing, bool has_types>
 __device__ void search_bin(const SearchTask& task, const BinRows& rows, uint32_t bin, int64_t& tally, EdgeKey* keys) {
   const int lane = threadIdx.x % kWarp;
   const CellGrid& grid = *rows.grid;
@@ -148,13 +150,13 @@ __device__ void search_bin(const SearchTask& task, const BinRows& rows, uint32_t
     const int64_t total = __shfl_sync(kAllLanes, end, kWarp - 1);
     for (int64_t base = 0; base < total; base += kWarp) {
       const Candidate candidate = take_candidate(task.memory, mine, end - mine.count - base, base + lane < total, home);
-      test_candidates<is_writing>(task, rows, candidate, tally, keys);
+      test_candidates<is_writing, has_types>(task, rows, candidate, tally, keys);
     }
   }
 }
 
 // row_ptr holds lengths after counting; for writing it is complete.
-template <bool is_writing>
+template <bool is_writing, bool has_types>
 __global__ void __launch_bounds__(kThreads)
     search_kernel(const __grid_constant__ SearchTask task, int64_t* row_ptr, EdgeKey* keys) {
   const SearchMemory& memory = task.memory;
@@ -177,9 +179,9 @@ __global__ void __launch_bounds__(kThreads)
     BinRows rows = {static_cast<int32_t>(first + row), __popc(members), row, nullptr, 0.0, 0.0};
     rows.grid = &memory.grids[memory.sorted[rows.first].system];
     const double certain = task.params.cutoff - rows.grid->margin, possible = task.params.cutoff + rows.grid->margin;
-    rows.certain_sq = certain > 0.0 ? certain * certain : 0.0;
+    rows.certain_sq = certain > 0.0 && !has_types ? certain * certain : 0.0;
     rows.possible_sq = possible * possible;
-    search_bin<is_writing>(task, rows, bin_of_rows, tally, keys);
+    search_bin<is_writing, has_types>(task, rows, bin_of_rows, tally, keys);
     row += rows.n;
   }
   if (!is_writing && has_row) row_ptr[particle] = tally;
@@ -193,7 +195,8 @@ void search(const NeighborParams& params, const SearchMemory& memory, int64_t* r
   }
   const dim3 blocks =
       params.n_particles == 0 ? dim3(0) : blocks_for(params.n_particles, task.rows_per_warp * (kThreads / kWarp));
-  launch({"search_kernel", blocks, kThreads, 0, stream}, search_kernel<is_writing>, task, row_ptr, keys);
+  launch({"search_kernel", blocks, kThreads, 0, stream},
+         params.types == nullptr ? search_kernel<is_writing, false> : search_kernel<is_writing, true>, task, row_ptr, keys);
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ def conv(
         out_i^{p,c}[m3] = sqrt(2 l_out + 1) SUM_{edges e into i} w_e^{p,c}
                           SUM_{m1,m2} C_p[m1,m2,m3] x_{source(e)}^c[m1] Y^{l_sh}_{m2}(vectors_e)
     """
-    source, receiver = graph.edge_index
+    source, receiver = graph.torch().edge_index
     if edge_weight is None:
         assert radial is not None
         assert mix is not None

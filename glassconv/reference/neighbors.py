@@ -19,7 +19,9 @@ from torch import Tensor
 
 from glassconv.graph import Graph
 
-__all__ = ["neighbor_list", "search_neighbors"]
+__all__ = ["filter_edges", "neighbor_list", "search_neighbors"]
+
+Edges = tuple[Tensor, Tensor, Tensor, Tensor]  # edge_index, shifts, row_ptr, reverse
 
 _MAX_PAIRS_AT_ONCE = 1 << 21  # 16 MB per float64 temporary
 _MAX_IMAGES = 1 << 24
@@ -28,18 +30,23 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 def neighbor_list(
     positions: Tensor,
-    cutoff: float,
+    cutoff: float | Tensor,
     cell: Tensor | None = None,
     pbc: bool | Tensor = True,
     batch: Tensor | None = None,
     *,
+    types: Tensor | None = None,
     half: bool = False,
+    order: str = "receiver",
+    capacity: int | None = None,
 ) -> Graph:
     """`glassconv.neighbor_list` by this module, whatever backend is active."""
     import glassconv  # deferred: the public function stands above this module and imports it
 
     with glassconv.use_backend("reference"):
-        return glassconv.neighbor_list(positions, cutoff, cell, pbc, batch, half=half)
+        return glassconv.neighbor_list(
+            positions, cutoff, cell, pbc, batch, types=types, half=half, order=order, capacity=capacity
+        )
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,15 @@ class _Box:
     margin: float  # length by which a distance between wrapped positions can differ from the defined one
 
 
-def search_neighbors(
-    positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor, cutoff: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def search_neighbors(  # noqa: PLR0917 - the operator's arguments
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    batch: Tensor,
+    cutoff: float,
+    types: Tensor | None = None,
+    cutoffs: Tensor | None = None,
+) -> Edges:
     """The operator ``glassconv::neighbor_list``, with the same arguments and results.
 
     Args:
@@ -62,7 +75,9 @@ def search_neighbors(
         cell: (B, 3, 3) float64, rows are lattice vectors.
         pbc: (B, 3) bool.
         batch: (N) int64, non-decreasing, below B.
-        cutoff: same unit as the positions.
+        cutoff: same unit as the positions; the largest of ``cutoffs``.
+        types: (N) int32, from 0 to T - 1; with ``cutoffs``.
+        cutoffs: (T, T) float64, symmetric: the cutoff of each two types.
 
     Returns:
         ``edge_index (2, E) int64`` (sources, receivers), ``shifts (E, 3) int32``, ``row_ptr (N + 1) int64``,
@@ -79,6 +94,18 @@ def search_neighbors(
     edges = torch.cat(found) if found else torch.empty(0, 5, dtype=torch.int64, device=positions.device)
     for column in (4, 3, 2, 1, 0):  # least significant first: stable sorts
         edges = edges[torch.argsort(edges[:, column], stable=True)]
+    if types is not None and cutoffs is not None:
+        keep = _closer(
+            edges[:, [1, 0]].T,
+            edges[:, 2:],
+            positions=positions,
+            cell=cell,
+            batch=batch,
+            cutoff=cutoff,
+            types=types,
+            cutoffs=cutoffs,
+        )
+        edges = edges[keep]
     receiver, source, shifts = edges[:, 0], edges[:, 1], edges[:, 2:]
     row_ptr = torch.searchsorted(receiver.contiguous(), torch.arange(n_nodes + 1, device=positions.device))
     # Sorted by (source, receiver, -shift) the list is that of the opposites: their d is exactly -d.
@@ -86,6 +113,123 @@ def search_neighbors(
     for key in (-shifts[:, 2], -shifts[:, 1], -shifts[:, 0], receiver, source):
         reverse = reverse[torch.argsort(key[reverse], stable=True)]
     return torch.stack([source, receiver]), shifts.to(torch.int32), row_ptr, reverse
+
+
+def filter_edges(  # noqa: PLR0917 - the operator's arguments
+    positions: Tensor,
+    cell: Tensor,
+    batch: Tensor,
+    cutoff: float,
+    edge_index: Tensor,
+    shifts: Tensor,
+    row_ptr: Tensor,
+    reverse: Tensor,
+    types: Tensor | None = None,
+    cutoffs: Tensor | None = None,
+    *,
+    fixed: bool = False,
+) -> Edges:
+    """The operator ``glassconv::neighbor_list_filter``: what is left of a list made with larger cutoffs.
+
+    Args:
+        positions: (N, 3) float32 or float64, like the next three as `search_neighbors` takes them.
+        cell: (B, 3, 3) float64.
+        batch: (N) int64.
+        cutoff: same unit as the positions.
+        edge_index: (2, E) int64, and the next three: the list, as `search_neighbors` returns it.
+        shifts: (E, 3) int32.
+        row_ptr: (N + 1) int64.
+        reverse: (E) int64.
+        types: as for `search_neighbors`.
+        cutoffs: as for `search_neighbors`.
+        fixed: whether the list has a capacity: edges up to ``row_ptr[-1]`` and -1 beyond. So has the result
+            then, and no value is read by the host.
+
+    Returns:
+        As `search_neighbors`.
+    """
+    if len(positions) == 0:
+        return edge_index, shifts, row_ptr, reverse
+    ends = edge_index.clamp(min=0) if fixed else edge_index
+    keep = _closer(
+        ends,
+        shifts,
+        positions=positions,
+        cell=cell,
+        batch=batch,
+        cutoff=cutoff,
+        types=types,
+        cutoffs=cutoffs,
+    )
+    if fixed:
+        keep &= torch.arange(len(keep), device=keep.device) < row_ptr[-1]
+    kept = Packing(keep, len(keep) if fixed else None)
+    # an edge and its opposite have the same length
+    opposites = kept.pack(kept.renumber(reverse))
+    return kept.pack(edge_index, 1), kept.pack(shifts), kept.renumber(row_ptr), opposites
+
+
+class Packing:
+    """Some of many rows, moved together."""
+
+    def __init__(self, keep: Tensor, size: int | None = None) -> None:
+        """Keep the rows marked in ``keep (E)``: as many as there are, or ``size`` with -1 in the rest."""
+        self._before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
+        self._size = size
+        if size is None:
+            self._places = keep.nonzero()[:, 0]
+        else:  # what is not kept goes to a place that is cut off
+            self._places = torch.where(keep, self._before[:-1], size)
+
+    def pack(self, values: Tensor, dim: int = 0) -> Tensor:
+        """The rows that are kept, of values with E of them along ``dim``."""
+        if self._size is None:
+            return values.index_select(dim, self._places)
+        shape = list(values.shape)
+        shape[dim] = self._size + 1
+        packed = values.new_full(shape, -1).index_copy(dim, self._places, values)
+        return packed.narrow(dim, 0, self._size)
+
+    def renumber(self, rows: Tensor) -> Tensor:
+        """What numbers of rows (up to E, or -1 in padding) become: how many are kept before each."""
+        return self._before.index_select(0, rows if self._size is None else rows.clamp(min=0))
+
+
+def pad_edges(
+    edge_index: Tensor, shifts: Tensor, row_ptr: Tensor, reverse: Tensor, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What ``glassconv::neighbor_list_fixed`` returns, from what ``glassconv::neighbor_list`` does."""
+    n_written = int(row_ptr[row_ptr <= capacity][-1])  # the rows that fit
+
+    def pad(values: Tensor, dim: int) -> Tensor:
+        shape = list(values.shape)
+        shape[dim] = capacity - n_written
+        return torch.cat([values.narrow(dim, 0, n_written), values.new_full(shape, -1)], dim)
+
+    opposites = reverse.where(reverse < n_written, -1)
+    n_found = row_ptr[-1:].clone()
+    return pad(edge_index, 1), pad(shifts, 0), row_ptr, pad(opposites, 0), n_found
+
+
+def _closer(
+    edge_index: Tensor,
+    shifts: Tensor,
+    *,
+    positions: Tensor,
+    cell: Tensor,
+    batch: Tensor,
+    cutoff: float,
+    types: Tensor | None,
+    cutoffs: Tensor | None,
+) -> Tensor:
+    """(E) bool: which of these are edges by the definition."""
+    source, receiver = edge_index[0], edge_index[1]
+    r = positions.detach().to(torch.float64)
+    difference = r.index_select(0, receiver) - r.index_select(0, source)
+    edge_cell = cell[0] if len(cell) == 1 else cell[batch[receiver]].movedim(1, 0)
+    if types is None or cutoffs is None:
+        return _is_edge(difference, shifts, edge_cell, cutoff)
+    return _is_edge(difference, shifts, edge_cell, cutoffs[types[receiver].long(), types[source].long()])
 
 
 def _search_system(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, first_node: int) -> Tensor:
@@ -190,7 +334,7 @@ def _chunk_size(first: Tensor, last: Tensor, begin: int) -> int:
     return max(1, int(torch.searchsorted(n_pairs, _MAX_PAIRS_AT_ONCE)))
 
 
-def _is_edge(difference: Tensor, shifts: Tensor, cell: Tensor, cutoff: float) -> Tensor:
+def _is_edge(difference: Tensor, shifts: Tensor, cell: Tensor, cutoff: float | Tensor) -> Tensor:
     """The definition, in the defined order of operations (a matrix product would fuse or reorder them)."""
     a, b, c = shifts.to(torch.float64)[:, :, None].unbind(1)
     x, y, z = (difference + ((a * cell[0] + b * cell[1]) + c * cell[2])).unbind(1)
