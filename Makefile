@@ -4,6 +4,7 @@
 #   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url with PyTorch's index of CPU builds
 #   PYTEST_ARGS="-k conv"  passed to pytest
 #   GLASSCONV_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see "Building" in README.md
+#   BENCH_ARGS=--quick     passed to the benchmark of the neighbor search
 #   GPU_PYTHON=python3     interpreter for `make gpu`, with torch and a GPU; GPU_ARGS: its arguments
 
 SHELL := /bin/bash
@@ -17,6 +18,7 @@ PYTEST_ARGS ?=
 DEMO_OUT ?= runs/demo
 GPU_PYTHON ?= python3
 GPU_ARGS ?=
+BENCH_ARGS ?=
 STATIC_ARGS ?=
 
 # Whoever builds here runs here: the architecture of this machine's GPUs is enough, else one that newer GPUs can run too.
@@ -31,12 +33,13 @@ PY := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 BASE_STAMP := $(VENV)/.glassconv-base
 TOOLS_STAMP := $(VENV)/.glassconv-tools
+PEERS_STAMP := $(VENV)/.glassconv-peers
 CXX_SOURCES = $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | grep -v clebsch_gordan)
 
 # One worker per core; a worker's own threads would only compete with the other workers. (Slow tests use all cores themselves.)
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -o junit_family=xunit1
 
-.PHONY: help demo test ci-full lint format build emulated sanitized gpu static bench clean
+.PHONY: help demo test ci-full lint format build emulated sanitized gpu static bench bench-neighbors clean
 
 help:
 	@echo "make demo     train a small network on the packaged sample; metrics and plots in $(DEMO_OUT)"
@@ -46,7 +49,7 @@ help:
 	@echo "make build    the native extension, in place;  make emulated: the CUDA kernels for the CPU, which tests run"
 	@echo "make gpu      checks on a GPU, with GPU_PYTHON and without .venv"
 	@echo "make static   the compiler's report of the CUDA kernels, in benchmarks/results/static"
-	@echo "make bench    benchmarks, with records in benchmarks/results"
+	@echo "make bench    benchmarks, with records in benchmarks/results;  make bench-neighbors: of the neighbor search alone"
 	@echo "make clean    remove build products and caches (not .venv)"
 
 # pip is the last thing a new environment gets: without it the creation was interrupted.
@@ -67,7 +70,13 @@ $(BASE_STAMP): constraints.txt | $(BIN)/pip
 $(TOOLS_STAMP): pyproject.toml setup.py $(BASE_STAMP)
 	@command -v $${CXX:-g++} >/dev/null || { echo "glassconv: no C++ compiler ($${CXX:-g++}); install g++ 12 or later (Debian, Ubuntu: apt install g++), or set CXX" >&2; exit 1; }
 	@echo "glassconv: installing what the package and its extras need"
-	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[train,simulate,test,bench,static,dev]'
+	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[train,simulate,test,static,dev]'
+	@touch $@
+
+# The libraries that benchmarks compare with: 200 MB, and nothing but benchmarks needs them.
+$(PEERS_STAMP): pyproject.toml $(TOOLS_STAMP)
+	@echo "glassconv: installing what the benchmarks compare with"
+	@GLASSCONV_NATIVE=0 $(PIP_INSTALL) --no-build-isolation -e '.[bench]'
 	@touch $@
 
 build: $(TOOLS_STAMP)
@@ -109,8 +118,12 @@ gpu:
 static: $(TOOLS_STAMP)
 	$(PY) benchmarks/static_report.py $(STATIC_ARGS)
 
-bench: build
+bench: build $(PEERS_STAMP)
 	@set -- benchmarks/bench_*.py; for script; do echo "== $$script"; $(PY) "$$script"; done
+
+# One thread where one is said: NumPy's library of linear algebra takes its number from the environment.
+bench-neighbors: build $(PEERS_STAMP)
+	OPENBLAS_NUM_THREADS=1 $(PY) benchmarks/bench_neighbors.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -23,8 +23,12 @@ PEERS = (
     "cuequivariance-torch",
     "openequivariance",
     "nvalchemi-toolkit-ops",
+    "warp-lang",
     "vesin",
+    "vesin-torch",
     "matscipy",
+    "scipy",
+    "freud-analysis",
     "ase",
 )
 
@@ -70,6 +74,13 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
+def results_folder(origin: dict[str, Any]) -> Path:
+    """`results/<device>` for what `provenance` gave."""
+    return RESULTS / "-".join(
+        origin["device_name"].replace("(R)", "").replace("(TM)", "").replace("/", " ").split()
+    )
+
+
 def write_records(
     records: list[dict[str, Any]],
     device: str | torch.device = "cpu",
@@ -89,9 +100,8 @@ def write_records(
         The file written, as a whole: whatever interrupts, it holds no half of a record.
     """
     origin = origin or provenance(device)
-    name = "-".join(origin["device_name"].replace("(R)", "").replace("(TM)", "").replace("/", " ").split())
     sha, *changed = (origin["commit"] or "no-commit").split("+")
-    folder = folder or RESULTS / name
+    folder = folder or results_folder(origin)
     path = folder / f"{origin['date'][:10]}-{'+'.join([sha[:10], *changed])}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -15,13 +15,14 @@ HOW = (
 )
 
 
-def liquid(n_particles: int, seed: int = 0) -> Configuration:
+def liquid(n_particles: int, seed: int = 0, tile: Configuration | None = None) -> Configuration:
     """A periodic liquid of exactly so many particles, with energies and propensities of the tiles.
 
-    Across the periodic boundary the cut does not fit: about one particle in ten has neighbors there that no
-    liquid would give it. For time and memory that does not matter.
+    The tile is a configuration of the packaged sample unless another is given; its particles stay together,
+    in their order. Across the periodic boundary a cut through tiles does not fit: about one particle in ten
+    has neighbors there that no liquid would give it. For time and memory that does not matter.
     """
-    tile = sample(0.56)[0]
+    tile = sample(0.56)[0] if tile is None else tile
     length = float(tile.cell[0, 0])
     per_side = 1
     while per_side**3 * tile.n_particles < n_particles:
@@ -30,12 +31,12 @@ def liquid(n_particles: int, seed: int = 0) -> Configuration:
     wrapped = tile.positions % length
     positions = (wrapped[None] + corners[:, None]).reshape(-1, 3)
     reach = positions.amax(dim=1)  # the cube that holds a particle
-    chosen = reach.argsort()[:n_particles]
+    chosen = reach.argsort()[:n_particles].sort().values
     within = chosen % tile.n_particles
     side = (n_particles / DENSITY) ** (1 / 3)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n_particles, 3, generator=generator, dtype=torch.float64)
-    placed = positions[chosen] * (side / float(reach[chosen[-1]])) + DISPLACEMENT * noise
+    placed = positions[chosen] * (side / float(reach[chosen].max())) + DISPLACEMENT * noise
     assert tile.energy is not None
     assert tile.propensity is not None
     return Configuration(
