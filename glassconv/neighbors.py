@@ -86,8 +86,9 @@ def neighbor_list(
             infinity; a cutoff not above zero, or one of pairs that is negative or not symmetric; types
             without such a cutoff or it without types; types out of range; lengths out of range; periodic cell
             vectors that are (nearly) linearly dependent; ``batch`` decreasing or out of range; positions more
-            than 1e9 cells away; more than 2**24 periodic images within the cutoff, or within its rounding
-            error relative to the largest position and cell vector; another ``order``; a capacity below zero.
+            than 1e9 cells away; more than 2**24 periodic images, or 1e6 along one axis, within the cutoff, or
+            within its rounding error relative to the largest position and cell vector; another ``order``; a
+            capacity below zero.
             With a capacity on a GPU, only what can be seen without reading values: what is wrong with those
             leaves a graph without edges and a negative ``n_found``, and `Graph.check` raises it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,3 +230,27 @@ def test_operator_follows_the_rules_of_operators(native_extension: None) -> None
     positions, cell = torch.rand(30, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[None]
     arguments = (positions, cell, torch.ones(1, 3, dtype=torch.bool), torch.zeros(30, dtype=torch.int64), 0.6)
     torch.library.opcheck(torch.ops.glassconv.neighbor_list, arguments)
+
+
+def test_results_keep_their_memory(native_extension: None) -> None:
+    """Large results get memory that earlier ones gave back, in any thread, and never that of one in use."""
+    positions = torch.rand(4000, 3, dtype=torch.float64) * 15.0
+    expected = neighbor_list(positions, 2.0, np.full(3, 15.0))
+    assert expected.edge_index.nbytes > 2 << 20
+
+    def search(seed: int) -> None:
+        rng = random.Random(seed)
+        kept: list[tuple[Graph, float]] = []
+        for _ in range(30):
+            cutoff = rng.choice([1.2, 1.6, 2.0])
+            kept.append((neighbor_list(positions, cutoff, np.full(3, 15.0)), cutoff))
+            if len(kept) > 3:
+                graph, of_graph = kept.pop(rng.randrange(3))
+                squared = graph.vectors(positions, np.full(3, 15.0)).square().sum(1)
+                assert bool((squared < of_graph**2 + 1e-9).all())
+                if of_graph == 2.0:
+                    assert torch.equal(graph.edge_index, expected.edge_index)
+                    assert torch.equal(graph.reverse, expected.reverse)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(search, range(3)))

@@ -489,6 +489,14 @@ def test_numbers_of_images_beyond_integers(backend: str, exponent: int, n_axes: 
         neighbor_list(np.zeros((1, 3)), 2.0**exponent, np.ones(3), np.arange(3) < n_axes)
 
 
+@pytest.mark.in_emulator(False)
+def test_number_of_images_along_one_axis(backend: str) -> None:
+    """A million are refused, though in one direction alone they are fewer than may be in all."""
+    with pytest.raises(ValueError, match=r"cutoff: .* or 1000000 along one axis \(the cell .* too small"):
+        neighbor_list(np.zeros((1, 3)), 1_000_100.0, np.ones(3), (True, False, False))
+    assert neighbor_list(np.zeros((1, 3)), 999_900.5, np.ones(3), (True, False, False)).n_edges == 1_999_800
+
+
 @pytest.mark.slow
 @on_this_machine
 @pytest.mark.in_emulator(False)

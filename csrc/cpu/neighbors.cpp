@@ -1,8 +1,8 @@
 // The CPU neighbor search. Particles are sorted into bins (neighbors_cells.h) and numbered in that order: slots. For each bin the
 // candidates of its surroundings are gathered (neighbors_candidates.h), and compared with each particle in it. They are in the
 // order of their slots, and so is a row, at first; the rank of each edge tells where it stands in the row as it is sorted in the
-// end. Once all rows are counted, each edge is told the place of its opposite, in the order of slots, where neighbors are near; then
-// rows are written, in the order of particles.
+// end. Each edge learns the rank of its opposite as soon as the later of the two rows is there, while both are near. Once all rows
+// are counted they are written, in the order of particles.
 #include <algorithm>
 #include <cstdlib>
 #include <numeric>
@@ -143,6 +143,22 @@ void prefetch(const int32_t* list, int64_t n) {
   for (int64_t k = 0; k < n + line - 1; k += line) __builtin_prefetch(list + k);
 }
 
+// How many sources from k on are the same.
+int32_t count_equal(const int32_t* sources, int32_t k, int32_t n) {
+  int32_t last = k + 1;
+  while (last < n && sources[last] == sources[k]) ++last;
+  return last - k;
+}
+
+// Of `group` edges from place k on in one row, and their opposites from another place on in another: backwards.
+void exchange_ranks(const Row& row, int32_t k, const Row& other, int32_t opposite, int32_t group) {
+  for (int32_t m = 0; m < group; ++m) {
+    const int32_t at = opposite + group - 1 - m;
+    row.opposite_rank()[k + m] = other.rank()[at];
+    other.opposite_rank()[at] = row.rank()[k + m];
+  }
+}
+
 void write_shift(Shift shift, int32_t* to) {
   // in range: wraps are at most 1e9 and images 1e6
   to[0] = static_cast<int32_t>(shift.a), to[1] = static_cast<int32_t>(shift.b), to[2] = static_cast<int32_t>(shift.c);
@@ -169,14 +185,16 @@ struct NeighborSearchCpu::State {
   RowPool pool;
   Workspace memory;
   std::span<Row> rows;            // by slot
+  std::span<int32_t> next;        // of each slot, see pair_up()
   std::span<int64_t> first_edge;  // of the row of each slot, in the output
   std::span<int64_t> row_ptr;
 
   State(const NeighborParams& to_search, const Executor& threads)
       : params(to_search), executor(threads), particles(sort_particles(params, executor)), pool(params.n_particles) {
     const auto n = static_cast<size_t>(params.n_particles);
-    memory = Workspace(n * (sizeof(Row) + sizeof(int64_t)) + (n + 1) * sizeof(int64_t), 3);
-    rows = memory.take<Row>(n), first_edge = memory.take<int64_t>(n), row_ptr = memory.take<int64_t>(n + 1);
+    memory = Workspace(n * (sizeof(Row) + sizeof(int32_t) + sizeof(int64_t)) + (n + 1) * sizeof(int64_t), 4);
+    rows = memory.take<Row>(n), next = memory.take<int32_t>(n), first_edge = memory.take<int64_t>(n),
+    row_ptr = memory.take<int64_t>(n + 1);
   }
 
   // task(first, last + 1), of slots or of particles
@@ -200,8 +218,8 @@ struct NeighborSearchCpu::State {
 
   void search(int64_t begin, int64_t end);
   bool is_edge_by_definition(const CellGrid& grid, int64_t receiver, int64_t source, Shift image) const;
-  void send_places(int64_t begin, int64_t end) const;
-  void send_all_places() const;
+  void pair_up(int64_t slot, int64_t begin, bool sources_repeat);
+  void pair_up_before(int64_t begin, int64_t end) const;
   void find_places(const int64_t* ptr);
   Shift shift_at(int64_t slot, const Row& row, int32_t k) const;
   const Row& fetch_row(int64_t particle, int64_t end) const;
@@ -242,49 +260,49 @@ void NeighborSearchCpu::State::search(int64_t begin, int64_t end) {
     if (grid->repeats_pairs) found.sort(n);
     const Row row = found.write(n, particle_at(slot), has_images, grid->repeats_pairs, lists);
     rows[static_cast<size_t>(slot)] = row;
+    pair_up(slot, begin, grid->repeats_pairs);
   }
 }
 
-// Tells the opposites of the edges of slots begin .. end - 1 the places of these. Going through receivers in order meets the edges
-// out of each slot in the order in which their opposites stand in its row. Edges between the same two particles are sorted by
-// shift, their opposites by the negative: backwards.
-void NeighborSearchCpu::State::send_places(int64_t begin, int64_t end) const {
-  // Where each row gets its next place; null for rows that got none yet, most of which never cost memory.
-  const std::unique_ptr<uint32_t*, decltype(&std::free)> memory(
-      static_cast<uint32_t**>(std::calloc(rows.size(), sizeof(uint32_t*))), &std::free);
-  uint32_t** const next = memory.get();
-  if (next == nullptr) throw std::bad_alloc();
-  const auto next_in = [&](int32_t slot) -> uint32_t*& {
-    uint32_t*& opposite = next[slot];
-    if (opposite == nullptr) {
-      const Row& row = rows[static_cast<size_t>(slot)];
-      opposite = row.opposite();
-      // What comes from the slots before is sent by others; most rows have no source there.
-      if (row.source()[0] < begin) opposite += std::lower_bound(row.source(), row.source() + row.n, begin) - row.source();
+// The row of a slot, and those of its sources that lie before it, from slot `begin` on: tells each edge the rank of its opposite.
+// Going through the slots in order meets the edges out of each in the order in which their opposites stand in its row; `next` is
+// where it has come to there. Edges between the same two particles are sorted by shift, their opposites by the negative: backwards.
+void NeighborSearchCpu::State::pair_up(int64_t slot, int64_t begin, bool sources_repeat) {
+  const Row& row = rows[static_cast<size_t>(slot)];
+  const int32_t *const sources = row.source(), *const ranks = row.rank();
+  int32_t* const opposite_ranks = row.opposite_rank();
+  int32_t k = 0;
+  while (k < row.n && sources[k] < begin) ++k;
+  if (!sources_repeat) {
+    for (; k < row.n && sources[k] < slot; ++k) {
+      const Row& other = rows[static_cast<size_t>(sources[k])];
+      const int32_t opposite = next[static_cast<size_t>(sources[k])]++;
+      opposite_ranks[k] = other.rank()[opposite];
+      other.opposite_rank()[opposite] = ranks[k];
     }
-    return opposite;
-  };
+  } else {
+    for (int32_t group; k < row.n && sources[k] <= slot; k += group) {
+      group = count_equal(sources, k, row.n);
+      int32_t& opposite = sources[k] < slot ? next[static_cast<size_t>(sources[k])] : k;
+      exchange_ranks(row, k, rows[static_cast<size_t>(sources[k])], opposite, group);
+      if (sources[k] < slot) opposite += group;
+    }
+  }
+  next[static_cast<size_t>(slot)] = k;
+}
+
+// The same for the sources before slot `begin`, which other threads have searched.
+void NeighborSearchCpu::State::pair_up_before(int64_t begin, int64_t end) const {
   for (int64_t slot = begin; slot < end; ++slot) {
     const Row& row = rows[static_cast<size_t>(slot)];
-    const int32_t *const sources = row.source(), *const ranks = row.rank();
-    const auto first = static_cast<uint32_t>(first_edge[static_cast<size_t>(slot)]);
-    if (!row.has_images) {
-      for (int32_t k = 0; k < row.n; ++k) *next_in(sources[k])++ = first + static_cast<uint32_t>(ranks[k]);
-      continue;
-    }
-    for (int32_t k = 0, next_k; k < row.n; k = next_k) {
-      next_k = k + 1;
-      while (next_k < row.n && sources[next_k] == sources[k]) ++next_k;
-      uint32_t*& opposite = next_in(sources[k]);
-      for (int32_t m = next_k - 1; m >= k; --m) *opposite++ = first + static_cast<uint32_t>(ranks[m]);
+    const int32_t* const sources = row.source();
+    for (int32_t k = 0, group; k < row.n && sources[k] < begin; k += group) {
+      group = count_equal(sources, k, row.n);
+      const Row& other = rows[static_cast<size_t>(sources[k])];
+      const auto opposite = std::lower_bound(other.source(), other.source() + other.n, slot) - other.source();
+      exchange_ranks(row, k, other, static_cast<int32_t>(opposite), group);
     }
   }
-}
-
-void NeighborSearchCpu::State::send_all_places() const {
-  // few parts, because each begins with a search in every row that it reaches
-  for_each_part(std::min<int64_t>(executor.n_threads, params.n_particles),
-                [&](int64_t begin, int64_t end) { send_places(begin, end); });
 }
 
 // `ptr`: where the rows of particles begin.
@@ -330,11 +348,10 @@ const Row& NeighborSearchCpu::State::fetch_row(int64_t particle, int64_t end) co
 // Of particles begin .. end - 1: in the order of the output, which is large, and whose memory is new.
 void NeighborSearchCpu::State::write(int64_t begin, int64_t end, const NeighborOutputs& outputs) const {
   const WriteRow write_row = row_kernels().write_row;
-  const int64_t* const first_edges = row_ptr[rows.size()] >> 32 == 0 ? nullptr : first_edge.data();
   for (int64_t i = begin; i < end; ++i) {
     const Row& row = fetch_row(i, end);
     const int64_t first = outputs.row_ptr[i];
-    write_row(row, particles.particle.data(), first_edges, outputs.source + first, outputs.reverse + first);
+    write_row(row, particles.particle.data(), first_edge.data(), outputs.source + first, outputs.reverse + first);
     std::fill_n(outputs.receiver + first, row.n, i);
     write_shifts(slot_at(i), outputs.shifts + 3 * first);
   }
@@ -356,14 +373,14 @@ void NeighborSearchCpu::State::write_half(int64_t begin, int64_t end, const Half
     const HalfRow half = {row.n_lower, row.n_itself};
     const int64_t n_kept = half.n_lower + half.n_itself / 2;
     for (int32_t k = 0; k < row.n; ++k) {
-      const int32_t from = row.source()[k], rank = row.rank()[k];
+      const int32_t from = row.source()[k], rank = row.rank()[k], opposite = row.opposite_rank()[k];
       // The opposite of one that is dropped is kept: before the sources of its row that are not lower, where ranks are places, or
       // among the receiver's own images. Selected without a branch, since which it is is as good as random.
       const bool is_kept = half.keeps(rank);
       int64_t* const to =
           is_kept ? outputs.source + first + half.place(rank) : outputs.transpose_slots + transposed + half.place_dropped(rank);
-      int64_t place = complete_place(row.opposite()[k], first_edge[static_cast<size_t>(from)]);
-      if (half.n_itself > 0 && from == slot) place = first + half.place(static_cast<int32_t>(place - first));
+      const int64_t place =
+          first_edge[static_cast<size_t>(from)] + (half.n_itself > 0 && from == slot ? half.place(opposite) : opposite);
       *to = is_kept ? particle_at(from) : place;
     }
     std::fill_n(outputs.receiver + first, n_kept, i);
@@ -383,7 +400,10 @@ NeighborSearchCpu::NeighborSearchCpu(const NeighborParams& params, const Executo
     : state_(std::make_unique<State>(params, executor)) {
   State& state = *state_;
   state.row_ptr[0] = 0;
-  state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.search(begin, end); });
+  // Of several parts, some may take longer than others; but what lies between two parts takes longer than what lies within one.
+  const int64_t n_parts = executor.n_threads == 1 ? 1 : std::min<int64_t>(state.n_parts(), 4 * executor.n_threads);
+  state.for_each_part(n_parts, [&](int64_t begin, int64_t end) { state.search(begin, end); });
+  state.for_each_part(n_parts, [&](int64_t begin, int64_t end) { state.pair_up_before(begin, end); });
   state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       state.row_ptr[static_cast<size_t>(i) + 1] = state.rows[static_cast<size_t>(state.slot_at(i))].n;
@@ -400,7 +420,6 @@ void NeighborSearchCpu::write(const NeighborOutputs& outputs) {
   State& state = *state_;
   std::copy(state.row_ptr.begin(), state.row_ptr.end(), outputs.row_ptr);
   state.find_places(outputs.row_ptr);
-  state.send_all_places();
   state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.write(begin, end, outputs); });
 }
 
@@ -410,7 +429,6 @@ void NeighborSearchCpu::write_half(const HalfOutputs& outputs) {
   state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.count_half(begin, end, outputs); });
   for (int64_t* ptr : {outputs.row_ptr, outputs.transpose_ptr}) std::partial_sum(ptr, ptr + state.row_ptr.size(), ptr);
   state.find_places(outputs.row_ptr);
-  state.send_all_places();
   state.for_each_part(state.n_parts(), [&](int64_t begin, int64_t end) { state.write_half(begin, end, outputs); });
 }
 

@@ -38,10 +38,17 @@ void Candidates::find_runs(const CellGrid& grid, int64_t bin) {
   if (!std::is_sorted(runs_.begin(), runs_.end(), is_before)) std::sort(runs_.begin(), runs_.end(), is_before);
 }
 
+void Candidates::reserve(int64_t n) {
+  if (slot_.size() >= static_cast<size_t>(n)) return;
+  const auto room = static_cast<size_t>(n + n / 2);
+  memory_ = Workspace(room * (3 * (sizeof(float) + sizeof(double)) + 3 * sizeof(int32_t)), 9);
+  near_.x = memory_.take<float>(room), near_.y = memory_.take<float>(room), near_.z = memory_.take<float>(room);
+  far_.x = memory_.take<double>(room), far_.y = memory_.take<double>(room), far_.z = memory_.take<double>(room);
+  slot_ = memory_.take<int32_t>(room), particle_ = memory_.take<int32_t>(room), image_ = memory_.take<uint32_t>(room);
+}
+
 template <class T>
 void Candidates::place(PlaceRun<T> kernel, Coordinates<T>& at, double scale) {
-  const auto room = static_cast<size_t>(n_ + candidate_block);
-  if (at.x.size() < room) at.x.resize(room), at.y.resize(room), at.z.resize(room);
   const SlotArrays slots = {particles_.x.data(), particles_.y.data(), particles_.z.data(), particles_.particle.data()};
   const CandidateArrays<T> to = arrays(at);
   int64_t first = 0;
@@ -68,8 +75,7 @@ void Candidates::gather(const CellGrid& grid, int64_t bin) {
     n_ += run.n;
   }
   n_ = (checked_int32(n_, "cutoff: candidates of one bin") + candidate_block - 1) / candidate_block * candidate_block;
-  const auto room = static_cast<size_t>(n_ + candidate_block);
-  if (slot_.size() < room) slot_.resize(room), particle_.resize(room), image_.resize(room);
+  reserve(n_ + candidate_block);
 
   // A float32 coordinate is off by half an epsilon of the extent, a difference by one, a distance by sqrt(3); with much to spare.
   const double extent = grid.surroundings / cutoff_;

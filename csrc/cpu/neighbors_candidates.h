@@ -25,10 +25,11 @@ class Candidates {
  private:
   template <class T>
   struct Coordinates {
-    std::vector<T> x, y, z;
+    std::span<T> x, y, z;
     T certain_sq, possible_sq;
   };
 
+  void reserve(int64_t n);
   void find_runs(const CellGrid& grid, int64_t bin);
 
   template <class T>
@@ -50,8 +51,9 @@ class Candidates {
   const double cutoff_;
   const RowKernels& kernels_ = row_kernels();
   std::vector<SlotRun> runs_;
-  std::vector<int32_t> slot_, particle_;
-  std::vector<uint32_t> image_;
+  Workspace memory_;  // aligned, unlike a vector's: loads that cross cache lines take twice as long
+  std::span<int32_t> slot_, particle_;
+  std::span<uint32_t> image_;
   Coordinates<float> near_;  // relative to the bin, in units of the cutoff
   Coordinates<double> far_;  // where float32 could not tell much
   bool is_far_ = false, are_home_ = false;

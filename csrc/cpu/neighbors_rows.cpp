@@ -118,22 +118,27 @@ void rank_keys(Key* key, int64_t n, int32_t* rank) {
   for (int64_t first = 0; first < n; first += width) {
     const Lanes<Key> keys = load(key + first);
     Lanes<Key> smaller = {};
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Key) == 4) {
+      __m512i count = _mm512_setzero_si512();
+      const __m512i one = _mm512_set1_epi32(1);
+      for (int64_t k = 0; k < n; ++k) {
+        count = _mm512_mask_add_epi32(count, _mm512_cmpgt_epi32_mask((__m512i)keys, _mm512_set1_epi32(key[k])), count, one);
+      }
+      _mm512_storeu_si512(rank + first, count);
+      continue;
+    }
+#endif
     for (int64_t k = 0; k < n; ++k) smaller -= keys > key[k];  // true is -1
     for (int k = 0; k < width; ++k) rank[first + k] = static_cast<int32_t>(smaller[k]);
   }
 }
 
 void write_row(const Row& row, const int32_t* particle, const int64_t* first, int64_t* source, int64_t* reverse) {
-  const int32_t n = row.n, *const slot = row.list, *const rank = slot + n;
-  const uint32_t* const opposite = reinterpret_cast<const uint32_t*>(rank + n);
+  const int32_t n = row.n, *const slot = row.list, *const rank = slot + n, *const opposite_rank = rank + n;
   for (int32_t k = 0; k < n; ++k) {
     source[rank[k]] = particle[slot[k]];
-    reverse[rank[k]] = opposite[k];
-  }
-  if (first == nullptr) return;
-  for (int32_t k = 0; k < n; ++k) {
-    const int64_t before = first[slot[k]];
-    reverse[rank[k]] = before + static_cast<int64_t>(opposite[k] - static_cast<uint32_t>(before));
+    reverse[rank[k]] = first[slot[k]] + opposite_rank[k];
   }
 }
 

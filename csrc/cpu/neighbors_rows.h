@@ -58,24 +58,19 @@ using RankKeys = void (*)(Key* key, int64_t n, int32_t* rank);
 
 // The edges of one receiver, in the order of the sources' slots and, of one source, by image.
 struct Row {
-  int32_t* list;  // n sources, n ranks, n opposites, and n images
+  int32_t* list;  // n sources, n ranks, n ranks of the opposites, and n images
   int32_t n;
   int32_t n_lower, n_itself;  // sources that are particles of a lower index, and images of the receiver
   bool has_images;            // else all are met in the home image
 
-  int32_t* source() const { return list; }    // slots
-  int32_t* rank() const { return list + n; }  // of each edge in the row as it is sorted in the end
-  uint32_t* opposite() const { return reinterpret_cast<uint32_t*>(rank() + n); }  // place of its opposite, the lowest 32 bits
-  uint32_t* image() const { return opposite() + n; }                              // codes, see encode_image()
+  int32_t* source() const { return list; }               // slots
+  int32_t* rank() const { return list + n; }             // of each edge in the row as it is sorted in the end
+  int32_t* opposite_rank() const { return rank() + n; }  // and of its opposite in its row
+  uint32_t* image() const { return reinterpret_cast<uint32_t*>(opposite_rank() + n); }  // codes, see encode_image()
 };
 
-// A place whose lowest 32 bits are known, and a place at or before it, by less than a row.
-inline int64_t complete_place(uint32_t low, int64_t before) {
-  return before + static_cast<int64_t>(low - static_cast<uint32_t>(before));
-}
-
-// A row to where its edges belong, by rank: the sources, `particle` of their slots, and the opposites, completed with where the rows
-// of their slots begin, `first`, or, when that is null, complete as they are.
+// A row to where its edges belong, by rank: the sources, `particle` of their slots, and the opposites, from where the rows of their
+// slots begin, `first`.
 using WriteRow = void (*)(const Row& row, const int32_t* particle, const int64_t* first, int64_t* source, int64_t* reverse);
 
 // The shifts of a row to where its edges belong, by rank: the fields of its images' codes (see encode_image()), from the lowest

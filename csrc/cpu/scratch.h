@@ -1,48 +1,31 @@
-// Memory that is written before it is read, on huge pages where it is large: with pages of 4 KB the system takes longer to
-// provide the memory of a long edge list than the search takes to fill it.
+// Memory that is written before it is read. Large blocks lie on huge pages, and those given back are kept for the next ones: the
+// system takes longer to provide the memory of a long edge list than the search takes to fill it.
 #pragma once
 
-#include <cstdint>
-#include <cstdlib>
+#include <cstddef>
 #include <memory>
-#include <new>
 #include <span>
 #include <type_traits>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace glassconv {
 
-constexpr size_t huge_page = size_t{2} << 20;
+// Blocks from here on are large. A huge page takes as long as some hundred of the ordinary ones.
+constexpr size_t min_large_block = size_t{1} << 20;
 
-// A wish, which the system may not grant.
-inline void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-}
-
-// Blocks below this are left on ordinary pages: a huge page takes as long as some hundred of those.
-constexpr size_t min_huge_block = huge_page / 2;
-
-// Memory for `bytes`, to be given back by std::free().
-inline void* allocate_large(size_t bytes) {
-  const size_t alignment = bytes < min_huge_block ? 64 : huge_page;
-  const size_t size = (bytes + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, size);
-  if (memory == nullptr && size > 0) throw std::bad_alloc();
-  if (alignment == huge_page) advise_huge_pages(memory, size);
-  return memory;
-}
+// Memory for `bytes`, not initialized, aligned to 64; given back by free_block(), from any thread. Throws std::bad_alloc.
+//
+// Large blocks that are given back are kept, up to max_kept_bytes, and told to the system as pages that it may take at any time
+// (MADV_FREE): they count as memory of the process, but never stand in the way of anyone who needs some.
+void* allocate_block(size_t bytes);
+void free_block(void* block);
+constexpr size_t max_kept_bytes = size_t{1} << 30;
 
 // Hands out arrays of one block, not initialized.
 class Workspace {
  public:
   Workspace() = default;
   // For arrays of `bytes` in all, at most `n_arrays` of them.
-  Workspace(size_t bytes, size_t n_arrays) : memory_(static_cast<char*>(allocate_large(bytes + n_arrays * alignment))) {
+  Workspace(size_t bytes, size_t n_arrays) : memory_(static_cast<char*>(allocate_block(bytes + n_arrays * alignment))) {
     left_ = memory_.get();
   }
 
@@ -56,7 +39,7 @@ class Workspace {
 
  private:
   struct Free {
-    void operator()(char* memory) const { std::free(memory); }
+    void operator()(char* memory) const { free_block(memory); }
   };
 
   static constexpr size_t alignment = 64;

@@ -45,8 +45,8 @@ auto with_value_errors(Body&& body) {
 
 at::Tensor new_large(at::IntArrayRef shape, const at::TensorOptions& options) {
   const size_t bytes = static_cast<size_t>(c10::multiply_integers(shape)) * options.dtype().itemsize();
-  if (bytes < min_huge_block) return at::empty(shape, options);
-  return at::from_blob(allocate_large(bytes), shape, &std::free, options);
+  if (bytes < min_large_block) return at::empty(shape, options);
+  return at::from_blob(allocate_block(bytes), shape, &free_block, options);
 }
 
 Edges new_large_edges(const NeighborArguments& arguments, int64_t n_edges, const at::Tensor& row_ptr) {

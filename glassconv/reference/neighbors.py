@@ -25,6 +25,7 @@ Edges = tuple[Tensor, Tensor, Tensor, Tensor]  # edge_index, shifts, row_ptr, re
 
 _MAX_PAIRS_AT_ONCE = 1 << 21  # 16 MB per float64 temporary
 _MAX_IMAGES = 1 << 24
+_MAX_IMAGES_ON_AXIS = 1_000_000  # as in csrc/core/cell_grid.h
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -311,9 +312,10 @@ def _ghosts(fractional: Tensor, pbc: Tensor, reach: Tensor) -> tuple[Tensor, Ten
     # clamped: beyond the limit the number may not even be one that 64 bits hold
     depth = torch.where(pbc, torch.ceil(reach).clamp(max=_MAX_IMAGES), 0.0).to(torch.int64).tolist()
     n_images = math.prod(2 * layers + 1 for layers in depth)
-    if n_images > _MAX_IMAGES:
+    if n_images > _MAX_IMAGES or max(depth) >= _MAX_IMAGES_ON_AXIS:
         raise ValueError(
-            f"cutoff: expected at most {_MAX_IMAGES} periodic images within reach, got {n_images} "
+            f"cutoff: expected at most {_MAX_IMAGES} periodic images within reach, got {n_images}, or "
+            f"{_MAX_IMAGES_ON_AXIS} along one axis "
             "(the cell is too small, too elongated or too skewed for this cutoff)"
         )
     ranges = [torch.arange(-layers, layers + 1, device=fractional.device) for layers in depth]
