@@ -50,12 +50,12 @@ import glassconv
 QUICK = os.environ.get("GLASSCONV_BENCH_QUICK") == "1"
 LARGEST = int(os.environ.get("GLASSCONV_BENCH_MAX_N") or (4096 if QUICK else 10_000_000))
 OUT = os.environ.get("GLASSCONV_BENCH_OUT")
-SECONDS = 0.1 if QUICK else 0.6  # of measurement, if the rounds are not too few then
+SECONDS = 0.1 if QUICK else 0.4  # of measurement, if the rounds are not too few then
 MANY_ROUNDS, ENOUGH_ROUNDS, FEW_ROUNDS = 40, 5, 3
 LARGE = 300_000  # particles; beyond them few rounds are enough of what takes more than a second
 BYTES_PER_EDGE = 36  # of a graph
 SKIN = 0.3
-TOO_LONG = 3.0  # seconds of a call that is not made once more before it is timed
+TOO_LONG = 1.5  # seconds of a call that is not made once more before it is timed
 Row = dict[str, Any]
 
 

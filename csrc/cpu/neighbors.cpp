@@ -13,7 +13,7 @@ namespace glassconv {
 namespace {
 
 constexpr int64_t slots_per_task = 512;
-constexpr int64_t ahead = 4;  // rows that are fetched before they are written: for neighbors among particles they lie far apart
+constexpr int64_t ahead = 8;  // rows that are fetched before they are written: for neighbors among particles they lie far apart
 constexpr int64_t max_ranked = 512;  // longer lists are sorted by comparison
 
 // Memory for the rows, a block at a time.

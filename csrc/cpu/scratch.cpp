@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace glassconv {
@@ -28,6 +29,14 @@ bool offer_to_system([[maybe_unused]] void* memory, [[maybe_unused]] size_t byte
 #else
   return false;
 #endif
+}
+
+size_t max_kept_bytes() {
+#if defined(__linux__)
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) return static_cast<size_t>(pages) / 8 * static_cast<size_t>(page);
+#endif
+  return 0;
 }
 
 struct Block {
@@ -53,11 +62,11 @@ class KeptBlocks {
   }
 
   void keep(const Block& block) {
-    if (block.bytes > max_kept_bytes || !offer_to_system(block.memory, block.bytes)) return std::free(block.memory);
+    if (block.bytes > limit_ || !offer_to_system(block.memory, block.bytes)) return std::free(block.memory);
     const std::lock_guard<std::mutex> lock(mutex_);
     blocks_.push_front(block);
     kept_bytes_ += block.bytes;
-    while (kept_bytes_ > max_kept_bytes) {
+    while (kept_bytes_ > limit_) {
       kept_bytes_ -= blocks_.back().bytes;
       std::free(blocks_.back().memory);
       blocks_.pop_back();
@@ -68,6 +77,7 @@ class KeptBlocks {
   std::mutex mutex_;
   std::list<Block> blocks_;
   size_t kept_bytes_ = 0;
+  const size_t limit_ = max_kept_bytes();
 };
 
 // Never destroyed: tensors may give back their memory when everything else is gone.

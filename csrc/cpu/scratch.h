@@ -14,11 +14,10 @@ constexpr size_t min_large_block = size_t{1} << 20;
 
 // Memory for `bytes`, not initialized, aligned to 64; given back by free_block(), from any thread. Throws std::bad_alloc.
 //
-// Large blocks that are given back are kept, up to max_kept_bytes, and told to the system as pages that it may take at any time
-// (MADV_FREE): they count as memory of the process, but never stand in the way of anyone who needs some.
+// Large blocks that are given back are kept, up to an eighth of the machine's memory, and told to the system as pages that it may
+// take at any time (MADV_FREE): they count as memory of the process, but do not stand in the way of anyone who needs some.
 void* allocate_block(size_t bytes);
 void free_block(void* block);
-constexpr size_t max_kept_bytes = size_t{1} << 30;
 
 // Hands out arrays of one block, not initialized.
 class Workspace {
