@@ -121,9 +121,8 @@ static: $(TOOLS_STAMP)
 bench: build $(PEERS_STAMP)
 	@set -- benchmarks/bench_*.py; for script; do echo "== $$script"; $(PY) "$$script"; done
 
-# One thread where one is said: NumPy's library of linear algebra takes its number from the environment.
 bench-neighbors: build $(PEERS_STAMP)
-	OPENBLAS_NUM_THREADS=1 $(PY) benchmarks/bench_neighbors.py $(BENCH_ARGS)
+	$(PY) benchmarks/bench_neighbors.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

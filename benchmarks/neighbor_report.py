@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 NAME = "neighbors"
 OURS = "glassconv"
-# Okabe and Ito's colors, which the color-blind tell apart, and markers for those who see none.
+# Okabe and Ito's colors and one of Tol's, for the color-blind to tell apart; markers for those who see none.
 STYLES = {
     OURS: ("#000000", "o"),
     "vesin": ("#e69f00", "s"),
+    "vesin views": ("#882255", "*"),
     "vesin sorted": ("#d55e00", "D"),
     "vesin-torch": ("#f0e442", "v"),
     "nvalchemi-toolkit-ops": ("#009e73", "^"),
@@ -125,7 +126,7 @@ def feature_table(record: Record) -> list[str]:
 
 def memory_table(record: Record) -> list[str]:
     """Peaks of memory."""
-    lines = heading(["", "N", "edges", "peak", "peak / public output", "time of the one call"])
+    lines = heading(["", "N", "edges", "peak", "peak / public output", "time of the first call"])
     for row in select(record, benchmark="memory"):
         ratio = times(row["ratio"]) if "ratio" in row else ""
         peak = f"{row['peak_bytes'] / 1e6:.0f} MB"
@@ -212,7 +213,8 @@ def readme(record: Record, figure: str) -> list[str]:
     memory = select(record, benchmark="memory", peer=OURS)
     what = f"Kob-Andersen liquid, cutoff {record['cutoff']:g} (40 neighbors), float64, particles shuffled"
     lines = [
-        f"The neighbor search, {what}, one thread; medians, in brackets over ours, measured in turn:",
+        f"The neighbor search, {what}, one thread; medians of repeated calls",
+        "(memory is kept from one to the next), in brackets over ours, measured in turn:",
         "",
         f"![time of the neighbor search against N]({figure})",
         "",
@@ -233,7 +235,10 @@ def readme(record: Record, figure: str) -> list[str]:
 def markdown(record: Record) -> str:
     """Everything, as Markdown."""
     lines = [f"# Neighbor search, cutoff {record['cutoff']:g}, float64", "", origin(record), ""]
-    lines += ["Medians; in brackets the time over ours, both measured in turn.", ""]
+    lines += [
+        "Medians of repeated calls, which keep memory from one to the next; in brackets the time over ours,"
+    ]
+    lines += ["both measured in turn. Times in the table of memory are those of a first call.", ""]
     cases = dict.fromkeys(
         (row["kind"], row["order"], row["threads"]) for row in select(record, benchmark="search")
     )

@@ -24,15 +24,15 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
     if isinstance(value, Tensor):
         tensor = value
     else:
+        if np.ma.is_masked(value):
+            n_masked = int(np.ma.getmaskarray(value).sum())
+            raise ValueError(f"{name}: expected an array without masked values, got {n_masked} of them")
         try:
             # an array on a GPU may have `__array__` only to refuse
             on_cpu = not hasattr(value, "__dlpack_device__") or value.__dlpack_device__()[0] == _DLPACK_CPU
             if on_cpu and (hasattr(value, "__array__") or not hasattr(value, "__dlpack__")):
                 array = np.asarray(value)
-                # torch has no negative strides, and warns of memory that must not be written
-                if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-                    array = array.copy()
-                tensor = torch.from_numpy(array)
+                tensor = torch.from_numpy(array if _is_shareable(array) else _native_copy(array))
             else:
                 tensor = torch.utils.dlpack.from_dlpack(value)
         except (AssertionError, TypeError, ValueError, OverflowError, RuntimeError, BufferError) as error:
@@ -42,6 +42,16 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         layout = "a nested tensor" if tensor.is_nested else tensor.layout
         raise ValueError(f"{name}: expected a dense tensor, got {layout}")
     return tensor
+
+
+def _is_shareable(array: np.ndarray[Any, Any]) -> bool:
+    """Whether torch takes its memory as it is: writeable, aligned, of native byte order, forward strides."""
+    flags = array.flags
+    return flags.writeable and flags.aligned and array.dtype.isnative and min(array.strides, default=0) >= 0
+
+
+def _native_copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.astype(array.dtype.newbyteorder("="), order="C", subok=False)
 
 
 def tensor_with_values(name: str, value: Any) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glassconv._arrays import tensor_with_values
+from glassconv._compile import constant_when_compiled
 
 # A cell is singular when its volume, with all periodic vectors scaled to unit length, is below this.
 _MIN_UNIT_VOLUME = 1e-7
@@ -83,6 +84,8 @@ class Search(NamedTuple):
 def check_positions(value: Any) -> Tensor:
     """(N, 3) without gradient; the values are not looked at."""
     positions = tensor_with_values("positions", value).detach()
+    if isinstance(value, list | tuple) and positions.dtype == torch.int64:  # [0, 1, 0] means [0.0, 1.0, 0.0]
+        positions = positions.to(torch.float64)
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"positions: expected shape (N, 3), got {tuple(positions.shape)}")
     if positions.dtype not in (torch.float32, torch.float64):
@@ -104,8 +107,12 @@ def check_finite(positions: Tensor) -> None:
 def check_cutoff(cutoff: Any, types: Any) -> Cutoff:
     """One number, or with ``types`` a symmetric matrix of them."""
     if types is not None:
-        matrix = _check_matrix(cutoff)
-        return Cutoff(_check_number(float(matrix.numpy().max())), matrix)
+        # torch.compile would not notice that the values of arrays change; lists it compares at every call
+        is_listed = isinstance(cutoff, list | tuple)
+        rows = _check_listed_matrix(cutoff) if is_listed else _check_matrix(cutoff)
+        return Cutoff(
+            _check_number(max(map(max, rows))), torch.tensor(rows, dtype=torch.float64, device="cpu")
+        )
     is_bool = isinstance(cutoff, bool)  # which Python counts among the numbers
     if isinstance(cutoff, Tensor | np.ndarray):
         number = tensor_with_values("cutoff", cutoff)
@@ -133,7 +140,12 @@ def _check_number(cutoff: numbers.Real | float) -> float:
     return value
 
 
-def _check_matrix(cutoff: Any) -> Tensor:
+@constant_when_compiled
+def _check_listed_matrix(cutoff: Any) -> list[list[float]]:
+    return _check_matrix(cutoff)
+
+
+def _check_matrix(cutoff: Any) -> list[list[float]]:
     if isinstance(cutoff, numbers.Number):
         raise ValueError(f"cutoff: expected an array of shape (T, T), one for each two types, got {cutoff!r}")
     given = tensor_with_values("cutoff", cutoff).detach()
@@ -141,8 +153,7 @@ def _check_matrix(cutoff: Any) -> Tensor:
         raise ValueError(f"cutoff: expected shape (T, T) with types, got {tuple(given.shape)}")
     if given.is_complex() or given.dtype == torch.bool:
         raise ValueError(f"cutoff: expected real numbers, got {given.dtype}")
-    matrix = given.to("cpu", torch.float64, copy=True).contiguous()
-    values = matrix.numpy()
+    values = given.to("cpu", torch.float64).numpy()
     for wrong, expected in (
         (~np.isfinite(values), "finite numbers"),
         (values < 0.0, "numbers of at least 0"),
@@ -155,38 +166,46 @@ def _check_matrix(cutoff: Any) -> Tensor:
             if expected == "a symmetric matrix":
                 got += f" and {values[b, a]} at [{b}, {a}]"
             raise ValueError(f"cutoff: expected {expected}, got {got}")
-    return matrix
+    rows: list[list[float]] = values.tolist()
+    return rows
+
+
+def _of_particles(name: str, value: Any, positions: Tensor) -> Tensor:
+    """A tensor, on the device of the positions unless it was one already."""
+    tensor = tensor_with_values(name, value)
+    return tensor if isinstance(value, Tensor) else tensor.to(positions.device)
 
 
 def check_types(types: Any, positions: Tensor, n_types: int) -> Tensor:
     """(N) int32, what is no type brought to one that is none either; the values are not looked at."""
-    given = tensor_with_values("types", types)
+    given = _of_particles("types", types, positions)
     if given.shape != (len(positions),):
         raise ValueError(f"types: expected shape ({len(positions)},), got {tuple(given.shape)}")
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise ValueError(f"types: expected integers, got {given.dtype}")
     if given.device != positions.device:
         raise ValueError(f"types: expected the device of positions, {positions.device}, got {given.device}")
-    if given.dtype == torch.int64:
-        given = given.clamp(-1, n_types)
+    if given.dtype != torch.int32:
+        given = given.to(torch.int64).clamp(-1, n_types)  # uint64 beyond int64 wraps around to negative
     return given.to(torch.int32).contiguous()
 
 
 def check_range(types: Any, n_types: int) -> None:
     """Refuse the first type that has no cutoffs."""
     given = tensor_with_values("types", types)
-    outside = (given < 0) | (given >= n_types)
+    values = given.to(torch.int64)  # uint64 beyond int64 wraps around to negative
+    outside = (values < 0) | (values >= n_types)
     if bool(outside.any()):
         particle = int(outside.nonzero()[0])
         expected = f"types from 0 to {n_types - 1}, as the cutoff has"
-        raise ValueError(f"types: expected {expected}, got {int(given[particle])} at particle {particle}")
+        raise ValueError(f"types: expected {expected}, got {given[particle].item()} at particle {particle}")
 
 
 def check_batch(batch: Any, positions: Tensor) -> Tensor | None:
     """(N) int64, a copy; the values are not looked at."""
     if batch is None:
         return None
-    systems = tensor_with_values("batch", batch)
+    systems = _of_particles("batch", batch, positions)
     if systems.shape != (len(positions),):
         raise ValueError(f"batch: expected shape ({len(positions)},), got {tuple(systems.shape)}")
     if systems.dtype not in (torch.int64, torch.int32):
@@ -230,6 +249,8 @@ def count_systems(batch: Tensor | None, cell: Any, positions: Tensor) -> Systems
     if shape is None or len(shape) < 2:
         expected = "shape (B, 3) or (B, 3, 3), one cell for each system, with a batch and a capacity"
         raise ValueError(f"cell: expected {expected}, got {shape}")
+    if shape[0] == 0 and len(positions) > 0:
+        raise ValueError(f"cell: expected a cell for each system, got {shape}")
     return Systems(batch, shape[0], shape[0], None, batch)
 
 

@@ -139,6 +139,10 @@ def conv(
     their derivatives are 0. Non-finite inputs give non-finite outputs at the nodes they reach; which of inf
     and NaN is not specified.
 
+    The sum is over the edges that the graph has. One with ``half=True`` has each pair once, and only one node
+    of a pair then hears of the other: convolutions want full graphs. For one in spatial order, node tensors
+    are in the order of its nodes.
+
     For a graph with a capacity, what the per-edge tensors hold where there is no edge does not matter, and
     their gradients there are zero.
 

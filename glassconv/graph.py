@@ -163,7 +163,8 @@ class Graph:
         Args:
             positions: (n_nodes, 3) float32 or float64, on the device of the graph; a tensor, or what
                 `glassconv.neighbor_list` takes in its place (without gradients then). Not necessarily of the
-                kind of the graph's arrays.
+                kind of the graph's arrays. In the order of the nodes: for a graph with a ``node_order``,
+                ``positions[graph.node_order]``.
             cell: (3, 3) lattice vectors in rows, or (3,) box lengths; with a batch (n_systems, 3, 3) or
                 (n_systems, 3), or (3,) for all systems. None only for graphs without shifts. Used in the
                 dtype and on the device of ``positions``.
@@ -180,6 +181,8 @@ class Graph:
     def distances(self, positions: Any, cell: Any = None) -> Array:
         """Edge lengths (n_edges), as `vectors`; the gradient at zero length is zero rather than NaN.
 
+        As there, positions are in the order of the nodes.
+
         >>> graph = Graph.from_edge_index([[0, 1], [1, 0]], n_nodes=2)
         >>> graph.distances(np.array([[0.0, 0.0, 0.0], [3.0, 4.0, 0.0]]))
         array([5., 5.])
@@ -191,6 +194,8 @@ class Graph:
 
     def _vectors(self, positions: Any, cell: Any) -> Tensor:
         r = as_tensor("positions", positions, self.device)
+        if isinstance(positions, list | tuple) and r.dtype == torch.int64:  # as the search takes them
+            r = r.to(torch.float64)
         if r.shape != (self.n_nodes, 3):
             raise ValueError(f"positions: expected shape ({self.n_nodes}, 3), got {tuple(r.shape)}")
         if r.dtype not in (torch.float32, torch.float64):
@@ -233,7 +238,10 @@ class Graph:
             return shifts * cell
         if self.batch is None:
             return shifts @ cell
-        edge_cell = cell.index_select(0, self.batch.index_select(0, receiver))
+        systems = self.batch.index_select(0, receiver)
+        if self.n_found is not None:  # a batch that was refused is kept as it is
+            systems = systems.clamp(0, n - 1)
+        edge_cell = cell.index_select(0, systems)
         return torch.einsum("ea,eab->eb", shifts, edge_cell) if cell.ndim == 3 else shifts * edge_cell
 
     @torch.inference_mode(False)

@@ -20,6 +20,8 @@ from glassconv.reference.neighbors import Edges, Packing, filter_edges, pad_edge
 
 __all__ = ["Graph", "neighbor_list"]
 
+_MAX_CAPACITY = 1 << 48  # beyond any memory, and sizes in bytes fit 64 bits
+
 
 @torch.inference_mode(False)  # training may use what was made under inference mode
 def neighbor_list(
@@ -53,7 +55,9 @@ def neighbor_list(
     With a ``capacity`` the arrays of the graph have that fixed size, padded with -1, and on a GPU nothing
     waits for the device: for CUDA graphs and ``torch.compile(fullgraph=True)``. The number of edges is
     ``graph.n_found``, a tensor; if it exceeds the capacity, ``graph.overflow`` holds true, the graph has no
-    edges, and ``n_found`` says which capacity would do. See `Graph` for the rest.
+    edges, and ``n_found`` says which capacity would do. See `Graph` for the rest. In what ``torch.compile``
+    compiles as a whole, positions, ``cell``, ``batch`` and ``types`` are tensors, ``pbc`` is one or bools,
+    and the cutoff is a Python number that stays the same, or nested lists of such numbers for types.
 
     Args:
         positions: (N, 3) float32 or float64, in or outside the cell, up to 1e140; a tensor, a NumPy array,
@@ -71,7 +75,9 @@ def neighbor_list(
             plus one without cells of their own, and time and memory go by the systems with particles.
         types: (N,) integers from 0 to T - 1, the type of each particle, for a ``cutoff`` of pairs of types.
         half: keep each pair once (from the lower to the higher index or, between images of one particle, with
-            a shift whose first nonzero number is positive); such a graph has no ``reverse``.
+            a shift whose first nonzero number is positive); such a graph has no ``reverse``. It is for sums
+            over pairs: `glassconv.conv` sums over the edges there are, so only one particle of a pair would
+            hear of the other.
         order: "receiver", nodes are particles, or "spatial", as above.
         capacity: the number of edges to make room for (of the half list, with ``half``), or None for as many
             as there are. With ``batch`` it needs a cell for each system, (B, 3) or (B, 3, 3). A GPU is not
@@ -88,7 +94,7 @@ def neighbor_list(
             vectors that are (nearly) linearly dependent; ``batch`` decreasing or out of range; positions more
             than 1e9 cells away; more than 2**24 periodic images, or 1e6 along one axis, within the cutoff, or
             within its rounding error relative to the largest position and cell vector; another ``order``; a
-            capacity below zero.
+            capacity below zero or above 2**48.
             With a capacity on a GPU, only what can be seen without reading values: what is wrong with those
             leaves a graph without edges and a negative ``n_found``, and `Graph.check` raises it.
 
@@ -173,9 +179,12 @@ def check_capacity(capacity: Any) -> int | None:
         return None
     if isinstance(capacity, bool) or not isinstance(capacity, numbers.Integral):
         raise ValueError(f"capacity: expected an integer, got {capacity!r}")
-    if capacity < 0:
-        raise ValueError(f"capacity: expected at least 0, got {capacity}")
-    return int(capacity)
+    size = int(capacity)
+    if size < 0:
+        raise ValueError(f"capacity: expected at least 0, got {size}")
+    if size > _MAX_CAPACITY:
+        raise ValueError(f"capacity: expected at most {_MAX_CAPACITY}, got {size}")
+    return size
 
 
 @constant_when_compiled
@@ -216,12 +225,22 @@ def update_fixed(needed: Tensor, search: Search, edges: Edges, n_found: Tensor) 
 def filter_list(search: Search, edges: Edges, *, fixed: bool = False) -> Edges:
     """Of a list made with larger cutoffs, the edges there are; ``fixed`` for one with a capacity."""
     positions, cell, _, indices, cutoff = search.arguments()
-    if fixed or positions.device.type != "cpu" or not runs_natively("cpu"):
+    if not filters_natively(positions.device.type):
         return filter_edges(positions, cell, indices, cutoff, *edges, *search.of_pairs(), fixed=fixed)
+    edge_index, shifts, row_ptr, reverse = edges
+    capacity = edge_index.shape[1]
+    if fixed:  # the host may look at what lies in its own memory
+        n = int(row_ptr[-1])
+        edges = edge_index[:, :n], shifts[:n], row_ptr, reverse[:n]
     kept: Edges = torch.ops.glassconv.neighbor_list_filter(
         positions, cell, indices, cutoff, *edges, *search.of_pairs()
     )
-    return kept
+    return pad_edges(*kept, capacity=capacity)[:4] if fixed else kept
+
+
+def filters_natively(device_type: str) -> bool:
+    """Whether there is an operator that filters on this device."""
+    return device_type == "cpu" and runs_natively("cpu")
 
 
 def make_graph(search: Search, edges: Sequence[Tensor], n_found: Tensor | None = None) -> Graph:

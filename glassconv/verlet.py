@@ -99,8 +99,9 @@ class VerletList:
     With a ``capacity`` nothing of this waits for a GPU: whether to search is decided there, and what was
     found lies in the same memory in every step. A step can so be captured in a CUDA graph, once the first
     update has allocated that memory. Without, each step on a GPU waits for one flag, and filtering for the
-    number of edges. On a GPU, and with a capacity, filtering consists of elementary operations of torch,
-    which pass over the list some tens of times; ``filtered=False`` does without them.
+    number of edges. On a GPU filtering consists of elementary operations of torch,
+    which pass over the list some tens of times; ``filtered=False`` does without them. ``torch.compile`` is
+    not for `update`, which changes what it keeps: call it outside of what is compiled.
 
     >>> positions = torch.rand(100, 3, dtype=torch.float64) * 5.0
     >>> neighbors = VerletList(cutoff=1.2, skin=0.3)
@@ -131,15 +132,17 @@ class VerletList:
             ValueError: a cutoff or capacity that `glassconv.neighbor_list` refuses, or a skin that is not a
                 positive finite number.
         """
-        has_pairs = isinstance(cutoff, Tensor | np.ndarray | list | tuple) and np.ndim(cutoff) == 2
+        has_pairs = isinstance(cutoff, list | tuple) or getattr(cutoff, "ndim", 0) == 2
         self._cutoff = checks.check_cutoff(cutoff, cutoff if has_pairs else None)
         try:
-            self.skin = checks.check_cutoff(skin, None).largest
-            self._reach = _widened(self._cutoff, self.skin)
+            if getattr(skin, "ndim", 0) > 1:
+                raise ValueError(f"skin: expected a number, got an array of shape {np.shape(skin)}")
+            self._skin = checks.check_cutoff(skin, None).largest
+            self._reach = _widened(self._cutoff, self._skin)
         except ValueError as error:
             raise ValueError(str(error).replace("cutoff:", "skin:", 1)) from error
-        self.filtered = filtered
-        self.capacity = neighbors.check_capacity(capacity)
+        self._is_filtered = bool(filtered)
+        self._capacity = neighbors.check_capacity(capacity)
         self.n_updates = 0
         self._n_builds: Tensor | int = 0
         self._kept: _Kept | None = None
@@ -148,6 +151,21 @@ class VerletList:
     def cutoff(self) -> float:
         """The cutoff, the largest one where they depend on types."""
         return self._cutoff.largest
+
+    @property
+    def skin(self) -> float:
+        """What the search adds to the cutoff."""
+        return self._skin
+
+    @property
+    def filtered(self) -> bool:
+        """Whether graphs hold only the pairs below the cutoff."""
+        return self._is_filtered
+
+    @property
+    def capacity(self) -> int | None:
+        """The number of edges there is room for; None for as many as there are."""
+        return self._capacity
 
     @property
     def n_builds(self) -> int:
@@ -198,13 +216,13 @@ class VerletList:
                 search, edges = self._update(given)
             else:
                 search, edges, n_found = self._update_fixed(given, self.capacity)
+            if self.filtered:
+                search = search._replace(cutoff=self._cutoff.largest, cutoffs=self._cutoff.matrix)
+                edges, n_found = self._filter(search, edges, n_found)
         except ValueError:
             neighbors.explain(given, self._reach)
             raise
         self.n_updates += 1
-        if self.filtered:
-            search = search._replace(cutoff=self._cutoff.largest, cutoffs=self._cutoff.matrix)
-            edges, n_found = self._filtered(search, edges, n_found)
         return neighbors.make_graph(search, edges, n_found).like(positions)
 
     def _update(self, given: Given) -> tuple[Search, Edges]:
@@ -242,6 +260,8 @@ class VerletList:
         # The host may look at what lies in its own memory, and save the work for cells that change.
         reads = self.capacity is None and r.device.type == "cpu"
         indices, n_systems = kept.systems.indices, len(kept.cell)
+        if kept.n_found is not None:  # it may be the rest of a batch that was refused
+            indices = indices.clamp(0, n_systems - 1)
         size = r.abs().amax() + kept.positions.abs().amax() + (self.cutoff + self.skin)
         rounding = 64.0 * _EPSILON * size
         strain = torch.zeros_like(size)
@@ -259,13 +279,16 @@ class VerletList:
         # written so that NaN is stale
         is_kept = 2.0 * farthest + self.cutoff * strain + rounding <= self.skin * (1.0 - 1e-6)
         stale = ~is_kept.all() | search.pbc.ne(kept.pbc).any()
+        stale |= ~search.cell.isfinite().all()  # along open axes nothing else looks at it
+        if kept.n_found is not None:
+            stale |= (kept.n_found < 0).any()  # refused
         batch = checks.check_batch(given.batch, r)
         for old, new in ((kept.systems.batch, batch), (kept.types, search.types)):
             if old is not None and new is not None:
                 stale |= old.ne(new).any()
         return stale.reshape(1)
 
-    def _filtered(self, search: Search, edges: Edges, n_found: Tensor | None) -> tuple[Edges, Tensor | None]:
+    def _filter(self, search: Search, edges: Edges, n_found: Tensor | None) -> tuple[Edges, Tensor | None]:
         """The edges below the cutoff, and how many: of the whole list, where that could not be made."""
         if n_found is None:
             return neighbors.filter_list(search, edges), None

@@ -239,6 +239,42 @@ def test_read_only_positions(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+def in_a_record(array: np.ndarray) -> np.ndarray:
+    """The same values behind a byte each: neither aligned nor a whole number of items apart."""
+    record = np.zeros(len(array), dtype=np.dtype([("kind", "u1"), ("position", array.dtype, (3,))]))
+    record["position"] = array
+    return record["position"]
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "big-endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
+    "little-endian": lambda array: array.astype(array.dtype.newbyteorder("<")),
+    "packed record": in_a_record,
+    "reversed rows": lambda array: array[::-1].copy()[::-1],
+    "reversed columns": lambda array: np.asfortranarray(array[:, ::-1])[:, ::-1],
+    "every other row": lambda array: np.repeat(array, 2, axis=0)[::2],
+    "masked array without a mask": np.ma.masked_array,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_any_layout_in_memory(layout: str, dtype: Any) -> None:
+    positions = POSITIONS.astype(dtype)
+    given = LAYOUTS[layout](positions)
+    graph, expected = (neighbor_list(array, CUTOFF, CELL) for array in (given, positions))
+    np.testing.assert_array_equal(edges_of(graph.torch()), edges_of(expected.torch()))
+    assert isinstance(graph.edge_index, np.ndarray)
+    np.testing.assert_array_equal(graph.distances(given, CELL), expected.distances(positions, CELL))
+    np.testing.assert_array_equal(given, positions)
+
+
+def test_values_behind_a_mask_are_refused() -> None:
+    masked = np.ma.masked_equal(POSITIONS, POSITIONS.max())
+    with pytest.raises(ValueError, match="positions: expected an array without masked values, got 1 of them"):
+        neighbor_list(masked, CUTOFF, CELL)
+
+
 def test_concatenation_has_the_kind_of_the_first() -> None:
     arrays = neighbor_list(POSITIONS, CUTOFF, CELL)
     for first, second, kind in [(arrays, arrays.torch(), np.ndarray), (arrays.torch(), arrays, Tensor)]:

@@ -143,18 +143,30 @@ def test_peers_find_as_many_edges(peer: str) -> None:
     assert found == expected
 
 
-def test_a_run_writes_its_record(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/bench_neighbors.py", "--quick", "--out", str(tmp_path), "-k",
-               "N1k and matscipy or memory", "-p", "no:cacheprovider"]  # fmt: skip
-    result = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=os.environ | {"GLASSCONV_SHARED_DATA": str(tmp_path)},  # without the published configuration
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+def run_benchmark(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """One search and one measurement of memory."""
+    command = [sys.executable, "benchmarks/bench_neighbors.py", "--quick", "--out", str(folder), "-k",
+               "N1k and matscipy or memory", "-p", "no:cacheprovider", *options]  # fmt: skip
+    # without the published configuration, with plugins of the folder
+    environment = os.environ | {"GLASSCONV_SHARED_DATA": str(folder), "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+@pytest.mark.parametrize("problem", ["KeyboardInterrupt", "AssertionError"])
+def test_a_run_that_is_not_complete_writes_nothing(tmp_path: Path, problem: str) -> None:
+    plugin = f"def pytest_runtest_call(item):\n    if 'memory' in item.name:\n        raise {problem}\n"
+    (tmp_path / "trouble.py").write_text(plugin)
+    result = run_benchmark(tmp_path, "-p", "trouble")
+    assert result.returncode != 0
+    assert "| matscipy | full, shifts, sorted by i |" in result.stdout
+    assert "interrupted, or something failed: nothing written" in result.stdout
+    assert not list(tmp_path.glob("neighbors.*"))
+
+
+def test_a_run_writes_its_record(tmp_path: Path) -> None:
+    result = run_benchmark(tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     record = json.loads((tmp_path / "neighbors.json").read_text())
     assert {"device_name", "commit", "date", "command", "peers", "packages"} <= set(record["provenance"])

@@ -93,6 +93,17 @@ def test_radii_without_types(monkeypatch: pytest.MonkeyPatch) -> None:
                 check_same(atoms, radii, self_interaction=self_interaction)
 
 
+def test_the_sum_of_two_radii_is_no_neighbor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair at exactly its cutoff is none, one nearer by a rounding is; with types and without."""
+    atoms = Atoms("H4", positions=[[0, 0, 0], [1, 0, 0], [10, 0, 0], [11, 0, 0]])
+    for max_types in (256, 2):
+        monkeypatch.setattr(glassconv.compat.ase, "_MAX_TYPES", max_types)
+        for radii in ([0.5, 0.5, 0.75, 0.25], [0.5, 0.5 + 2.0**-52, 0.75, 0.25 + 2.0**-52]):
+            expected = [] if radii[1] == 0.5 else [(0, 1), (1, 0), (2, 3), (3, 2)]
+            i, j = neighbor_list("ij", atoms, radii)
+            assert list(zip(i.tolist(), j.tolist(), strict=True)) == expected
+
+
 @pytest.mark.parametrize("kind", list(CUTOFFS))
 def test_pairs_are_those_of_the_definition(kind: str) -> None:
     atoms = random_atoms(11, (True, False, True))
@@ -122,11 +133,12 @@ def test_matches_matscipy(seed: int) -> None:
     np.testing.assert_allclose(ours[3][order], theirs[3][theirs_order], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("quantities", ["i", "D", "Sji", "dd", "ijdDS"])
-def test_quantities_come_in_the_order_asked_for(quantities: str) -> None:
+@pytest.mark.parametrize("self_interaction", [False, True])
+@pytest.mark.parametrize("quantities", ["i", "D", "Sji", "dd", "jS", "ijdDS"])
+def test_quantities_come_in_the_order_asked_for(quantities: str, self_interaction: bool) -> None:
     atoms = random_atoms(1)
-    every = dict(zip("ijdDS", neighbor_list("ijdDS", atoms, 2.0), strict=True))
-    found = neighbor_list(quantities, atoms, 2.0)
+    every = dict(zip("ijdDS", neighbor_list("ijdDS", atoms, 2.0, self_interaction), strict=True))
+    found = neighbor_list(quantities, atoms, 2.0, self_interaction)
     assert isinstance(found, np.ndarray if len(quantities) == 1 else tuple)
     for letter, array in zip(quantities, [found] if len(quantities) == 1 else found, strict=True):
         np.testing.assert_array_equal(array, every[letter])

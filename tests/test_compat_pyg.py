@@ -196,6 +196,42 @@ def test_what_is_not_wanted_is_not_written() -> None:
     }
 
 
+def test_nothing_is_left_of_former_edges() -> None:
+    for data in (random_data(9), Batch.from_data_list([random_data(9), random_data(10)])):
+        former = PeriodicRadiusGraph(CUTOFF)(data)
+        edges = PeriodicRadiusGraph(0.8, vectors=False, distances=False)(former)
+        assert edges.num_edges != former.num_edges
+        assert set(edges.keys()) == set(data.keys()) | {"edge_index", "edge_shift"}
+        assert set(WRITTEN) <= set(former.keys())
+
+
+def test_three_graphs_are_not_three_axes() -> None:
+    """What could be meant for all of three graphs is refused; what batching makes of each is not."""
+    transform, listed = PeriodicRadiusGraph(CUTOFF), systems(3, "one box", "bool")
+    collated = Batch.from_data_list(listed)
+    assert (collated.cell.shape, collated.pbc.tolist()) == ((3, 3), [True, False, True])
+    edges = transform(collated)
+    batches = (Batch.from_data_list(systems(3, flags=flags)) for flags in (None, "flags"))
+    for batch in batches:
+        batch.pbc = torch.tensor([True, True, False])
+        with pytest.raises(
+            ValueError, match=r"data.pbc: expected shape \(3, 3\) for 3 graphs, got \(3,\), wh"
+        ):
+            transform(batch)
+        batch.cell, batch.pbc = collated.cell.reshape(9), collated.pbc[:, None].expand(3, 3)
+        assert_same(transform(batch), edges)
+        batch.cell = collated.cell.diag_embed()
+        assert_same(transform(batch), edges)
+        batch.cell = torch.full((3, 3), 0.1) + 3.0 * torch.eye(3)
+        with pytest.raises(
+            ValueError, match=r"data.cell: expected shape \(3, 3, 3\) for cells or \(9,\) for"
+        ):
+            transform(batch)
+    alike = Batch.from_data_list(systems(3, flags=None))
+    alike.pbc = torch.tensor([False, False, False])
+    assert not transform(alike).edge_shift.any()
+
+
 def test_it_is_a_transform_like_others() -> None:
     data = random_data(10, edge_attr=torch.ones(1, 2), edge_index=torch.tensor([[0], [1]]))
     transform = PeriodicRadiusGraph(CUTOFF)
@@ -217,6 +253,12 @@ def test_it_is_a_transform_like_others() -> None:
         (Data(pos=torch.zeros(2, 2)), r"positions: expected shape \(N, 3\), got \(2, 2\)"),
         (Data(pos=torch.zeros(2, 3), cell=torch.ones(6)), r"data.cell: expected shape .*, got \(6,\)"),
         (Data(pos=torch.zeros(2, 3), cell=torch.zeros(3, 3)), "cell: expected linearly independent"),
+        (Data(pos=torch.zeros(2, 3), cell=[3.0, 0.0, 3.0]), "cell: expected linearly independent"),
+        (
+            Data(pos=torch.zeros(2, 3), cell=[3.0, -2.0, 3.0]),
+            "data.cell: expected box lengths from 0, got -2",
+        ),
+        (Data(pos=torch.zeros(2, 3), cell="cubic"), "data.cell: expected an array, got str"),
         (
             Data(pos=torch.zeros(2, 3), cell=torch.eye(3), pbc=torch.tensor([True, False])),
             r"data.pbc: expected shape \(\), \(1,\), \(3,\) or \(1, 3\) for .* of 1, got \(2,\)",

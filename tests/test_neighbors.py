@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -254,3 +257,35 @@ def test_results_keep_their_memory(native_extension: None) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(search, range(3)))
+
+
+def test_same_error_for_any_number_of_threads(native_extension: None) -> None:
+    """The first particle that is refused is named, not the one that a thread meets first."""
+    positions = np.random.default_rng(31).uniform(0.0, 50.0, (60_000, 3))
+    positions[[29_000, 33_000, 59_000]] = 6e12
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 3, 8):
+            torch.set_num_threads(n_threads)
+            for _ in range(3):
+                with pytest.raises(ValueError, match=r"at particle 29000$"):
+                    neighbor_list(positions, 1.0, np.full(3, 50.0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_kept_is_given_up_when_addresses_are_short(native_extension: None) -> None:
+    """Under a limit on addresses a larger search after a smaller one fits as it does alone."""
+    program = """
+        import resource, sys
+        import glassconv, torch
+        used = 4096 * int(open("/proc/self/statm").read().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)
+        for n in (90_000, 110_000):
+            length = (n / 1.2) ** (1 / 3)
+            print(glassconv.neighbor_list(torch.rand(n, 3) * length, 2.0, [length] * 3).n_edges > 40 * n)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr

@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import glassconv
-from glassconv import Graph, neighbor_list
+from glassconv import Graph, _neighbor_checks, neighbor_list
+from glassconv._lattice import spatial_order
 
 SKEWED = np.array([[4.0, 0.0, 0.0], [3.5, 2.0, 0.0], [-2.5, 3.0, 3.0]])
 CUTOFFS = np.array([[1.3, 0.9, 0.0], [0.9, 1.1, 1.7], [0.0, 1.7, 0.4]])
@@ -68,7 +69,19 @@ def test_types_in_a_batch(backend: str) -> None:
     np.testing.assert_array_equal(edges_of(graph), brute_force_batch(systems, CUTOFFS, types))
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint64,
+        torch.uint32,
+        torch.uint16,
+        torch.uint8,
+    ],
+)
 def test_types_of_any_integer_dtype(backend: str, dtype: torch.dtype) -> None:
     positions, types = random_positions(20), torch.from_numpy(random_types(20))
     expected = edges_of(neighbor_list(positions, CUTOFFS, SKEWED, types=types))
@@ -113,6 +126,9 @@ PAIRS = [[1.0, 0.5], [0.5, 0.8]]
         (PAIRS, [0, 2], "types: expected types from 0 to 1, as the cutoff has, got 2 at particle 1"),
         (PAIRS, [0, -1], "types: expected types from 0 to 1, as the cutoff has, got -1 at particle 1"),
         (PAIRS, [0, 2**32], "types: expected types from 0 to 1, .*, got 4294967296 at particle 1"),
+        (PAIRS, np.array([0, 2**32], np.uint64), "types: expected types from 0 to 1, .*, got 4294967296 at"),
+        (PAIRS, np.array([0, 2**64 - 1], np.uint64), "types: expected .*, got 18446744073709551615 at"),
+        (PAIRS, np.array([0, 2**32 - 1], np.uint32), "types: expected .*, got 4294967295 at particle 1"),
         (PAIRS, [0], r"types: expected shape \(2,\), got \(1,\)"),
         (PAIRS, [0.0, 1.0], "types: expected integers, got torch.float64"),
         (PAIRS, [True, False], "types: expected integers, got torch.bool"),
@@ -171,6 +187,21 @@ def test_nodes_are_sorted_by_cell_then_index(backend: str, lengths: tuple[float,
     expected = np.lexsort((np.arange(400), x, y, z, y // 4, z // 4))
     graph = neighbor_list(torch.from_numpy(positions), 1.0, lengths, order="spatial")
     np.testing.assert_array_equal(graph.node_order, expected)
+
+
+@pytest.mark.parametrize("length", [1e3, 1e12, 1e100])
+def test_bins_of_sparse_systems_are_few(length: float) -> None:
+    """2 n + 8 in all, so at most that many along each axis; more would have the lines of a tile apart."""
+    n = 50
+    positions = torch.rand(n, 3, dtype=torch.float64) * length
+    cell, pbc = length * torch.eye(3, dtype=torch.float64)[None], torch.ones(1, 3, dtype=torch.bool)
+    order = spatial_order(positions, cell, pbc, torch.zeros(n, dtype=torch.int64), 1.0)
+    for per_axis in range(1, 5):  # 5 x 5 x 5 would be too many
+        x, y, z = (positions / length * per_axis).floor().to(torch.int64).numpy().T
+        expected = np.lexsort((np.arange(n), x, y, z))
+        if np.array_equal(order, expected):
+            return
+    pytest.fail("not the order of any number of bins that is allowed")
 
 
 def test_spatial_order_keeps_systems_together(backend: str) -> None:
@@ -468,6 +499,18 @@ def test_conv_kernels_end_where_the_rows_do(backend: str, form: str, monkeypatch
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_definition_of_conv_passes_over_padding(form: str) -> None:
+    positions = torch.from_numpy(random_positions(6))
+    full = neighbor_list(positions, 1.8, SKEWED)
+    graph = neighbor_list(positions, 1.8, SKEWED, capacity=full.n_edges + 5)
+    arguments = conv_arguments(graph, full.n_edges, form)
+    without = {k: v if k in ("x", "mix") else v[: full.n_edges] for k, v in arguments.items()}
+    expected = glassconv.reference.conv(without.pop("x"), full, PATHS, **without)
+    found = glassconv.reference.conv(arguments.pop("x"), graph, PATHS, **arguments)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_conv_of_padded_graphs_by_finite_differences(backend: str, form: str) -> None:
     positions = torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.2, 0.1], [2.0, 0.3, -0.2]], dtype=torch.float64)
     graph = neighbor_list(positions, 1.4, capacity=6)
@@ -527,6 +570,25 @@ def test_capacity_compiles_once_for_all_positions(
     assert len(found) > 1
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@torch._dynamo.config.patch(specialize_float=True)  # otherwise it refuses the second cutoff
+def test_cutoffs_of_pairs_compile_and_are_compared(backend: str) -> None:
+    cutoffs, types, cell = CUTOFFS.tolist(), torch.arange(25) % 3, torch.from_numpy(SKEWED)
+    positions = torch.from_numpy(random_positions(25))
+
+    def search(positions: Tensor) -> Tensor:
+        graph = neighbor_list(positions, cutoffs, cell, types=types, capacity=400)
+        return graph.edge_index
+
+    counter = CompileCounter()
+    compiled = torch.compile(search, backend=counter, fullgraph=True)
+    for n_frames in (1, 2):
+        for r in (positions, positions + 0.1 * positions.roll(1, 0)):
+            assert torch.equal(compiled(r), search(r))
+        assert counter.frame_count == n_frames
+        cutoffs[0][0] = 1.8  # in place
+
+
 class NoReads(TorchDispatchMode):
     """Refuses operations that make the host wait for values."""
 
@@ -555,6 +617,55 @@ def test_capacity_reads_no_values(backend: str, options: dict[str, Any]) -> None
         graph = neighbor_list(positions, cutoff, cell, pbc, batch, capacity=900, **options)
         distances = torch.where(graph.edge_mask & ~graph.overflow, graph.distances(positions, cell), 0.0)
     assert int(distances.count_nonzero()) == int(graph.n_found) > 0
+
+
+@on_each_cuda_backend
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("order", ["receiver", "spatial"])
+@pytest.mark.parametrize(
+    "change", [{"batch": torch.full((20,), 7)}, {"types": torch.full((20,), 7)}], ids=[0, 1]
+)
+def test_vectors_of_refused_input_are_zero(
+    backend: str, change: dict[str, Tensor], order: str, half: bool
+) -> None:
+    positions, cells = torch.from_numpy(random_positions(20)), torch.from_numpy(np.stack([SKEWED] * 2))
+    given = {"batch": torch.arange(20) // 10, "types": torch.arange(20) % 3} | change
+    graph = neighbor_list(positions, CUTOFFS, cells, half=half, order=order, capacity=20, **given)
+    assert int(graph.n_found) < 0
+    assert not bool(graph.vectors(positions, cells).any())
+    assert not bool(graph.distances(positions, cells[:, [0, 1, 2], [0, 1, 2]]).any())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"], indirect=True)
+def test_a_batch_without_cells_is_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"cell: expected .* got \(0, 3\)"):
+        neighbor_list(GOOD, 1.0, np.zeros((0, 3)), batch=[0, 0], capacity=4)
+
+
+def test_arrays_of_the_host_go_where_positions_are() -> None:
+    positions = torch.zeros(2, 3, device="meta")
+    for values in ([0, 1], np.array([0, 1])):
+        assert _neighbor_checks.check_batch(values, positions).is_meta
+        assert _neighbor_checks.check_types(values, positions, 2).is_meta
+    with pytest.raises(ValueError, match="batch: expected the device of positions, meta, got cpu"):
+        _neighbor_checks.check_batch(torch.tensor([0, 1]), positions)
+
+
+def test_lists_of_integers_are_positions(backend: str) -> None:
+    positions = [[0, 0, 0], [1, 0, 0]]
+    graph = neighbor_list(positions, 1.5)
+    assert graph.edge_index.tolist() == [[1, 0], [0, 1]]
+    assert graph.vectors(positions).tolist() == [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    assert graph.vectors(positions).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"positions: expected float32 or float64, got torch\.int64"):
+        neighbor_list(torch.tensor(positions), 1.5)
+
+
+@pytest.mark.parametrize("capacity", [2**48 + 1, 2**60, 2**62, 2**63, 10**30])
+@pytest.mark.parametrize("half", [False, True])
+def test_capacities_beyond_any_memory(capacity: int, half: bool) -> None:
+    with pytest.raises(ValueError, match=f"capacity: expected at most 281474976710656, got {capacity}"):
+        neighbor_list(GOOD, 1.0, half=half, capacity=capacity)
 
 
 # Whether a graph has shifts

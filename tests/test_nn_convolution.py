@@ -156,6 +156,24 @@ def test_equivariant_conv_takes_edges_in_any_order(backend: str) -> None:
     assert_close(layer(x, shuffled, vectors[order]), layer(x, graph, vectors), torch.float64)
 
 
+def test_statistics_over_edges_leave_no_room_for_padding(backend: str) -> None:
+    graph, vectors = edges()
+    configuration = system()
+    padded = neighbor_list(
+        configuration.positions, CUTOFF, cell=configuration.cell, capacity=graph.n_edges + 50
+    )
+    padded_vectors = padded.vectors(configuration.positions, configuration.cell)
+    layer = EquivariantConv("2x0e", "2x0e+2x1o", cutoff=CUTOFF).double()
+    x = torch.randn(graph.n_nodes, 2, dtype=torch.float64)
+    layer(x, graph, vectors)  # running statistics that are not those of the start
+    before = layer.radial.running_var.clone()
+    with pytest.raises(ValueError, match=rf"graph: expected one .*, got a capacity of {graph.n_edges + 50}"):
+        layer(x, padded, padded_vectors)
+    assert torch.equal(layer.radial.running_var, before)
+    layer.eval()
+    assert_close(layer(x, padded, padded_vectors), layer(x, graph, vectors), torch.float64)
+
+
 def test_invariants() -> None:
     irreps = o3.Irreps("2x0o+1x0e+2x1o")
     h = torch.tensor([[-2.0, 3, -4, 3, 4, 0, 0, 0, 0]], requires_grad=True)

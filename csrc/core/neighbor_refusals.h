@@ -81,9 +81,9 @@ inline std::string refusal_message(Refusal why, int64_t index, const RefusedValu
     case Refusal::too_many_images:
       break;
   }
-  return "cutoff: expected at most " + std::to_string(max_images) +
-         " periodic images within reach, got more, or " + std::to_string(max_images_on_axis) +
-         " along one axis (the cell around particle " + number + " is too small, too elongated or too skewed for this cutoff)";
+  return "cutoff: expected at most " + std::to_string(max_images) + " periodic images within reach, got more, or " +
+         std::to_string(max_images_on_axis) + " along one axis (the cell around particle " + number +
+         " is too small, too elongated or too skewed for this cutoff)";
 }
 
 // Throws std::invalid_argument for the first type that is none.

@@ -46,10 +46,10 @@ class ListWriter {
  public:
   explicit ListWriter(RowPool& pool) : pool_(pool) {}
 
-  // Room for n numbers.
+  // Room for n numbers, and for candidate_block more that get lost with the next call.
   int32_t* take(int64_t n) {
-    if (left_ < n) {
-      left_ = std::max(n, block);
+    if (left_ < n + candidate_block) {
+      left_ = std::max(n + candidate_block, block);
       next_ = pool_.take(left_);
     }
     int32_t* const list = next_;
@@ -110,14 +110,14 @@ class FoundEdges {
     Row row = {lists.take((has_images ? 4 : 3) * n), static_cast<int32_t>(n), 0, 0, has_images};
     for (size_t k = 0; k < static_cast<size_t>(n); ++k) row.n_lower += particle_[k] < receiver;
     std::copy_n(slot_.data(), n, row.source());
-    if (has_images) std::copy_n(image_.data(), n, row.image());
     if (sources_repeat) {
       row.n_itself = static_cast<int32_t>(std::count(particle_.begin(), particle_.begin() + n, receiver));
       find_edge_ranks(n, particle_);
+      std::copy_n(rank_.data(), n, row.rank());
     } else {
-      find_ranks(row_kernels().rank_sources, particle_, n, rank_.data());
+      find_ranks(row_kernels().rank_sources, particle_, n, row.rank());
     }
-    std::copy_n(rank_.data(), n, row.rank());
+    if (has_images) std::copy_n(image_.data(), n, row.image());  // which the ranks may have run over
     return row;
   }
 

@@ -14,14 +14,15 @@
 
 namespace glassconv {
 
-// Runs body(task) for each task; the first exception is thrown again here, after all tasks have ended.
+// Runs body(task) for each task; the exception of the first task that has one is thrown again here, after all tasks have ended.
 template <class Body>
 void for_each_task(const Executor& executor, int64_t n_tasks, Body&& body) {
   struct Context {
     Body& body;
     std::mutex mutex;
     std::exception_ptr error;
-  } context{body, {}, nullptr};
+    int64_t failed_task;
+  } context{body, {}, nullptr, 0};
   executor(
       n_tasks,
       [](void* untyped, int64_t task) {
@@ -30,7 +31,9 @@ void for_each_task(const Executor& executor, int64_t n_tasks, Body&& body) {
           self.body(task);
         } catch (...) {
           const std::lock_guard<std::mutex> lock(self.mutex);
-          if (!self.error) self.error = std::current_exception();
+          if (self.error && self.failed_task < task) return;
+          self.error = std::current_exception();
+          self.failed_task = task;
         }
       },
       &context);

@@ -149,7 +149,8 @@ void NeighborFilterCpu::State::decide_edges(int64_t receiver, int64_t begin, int
   const double cutoff_sq = params.cutoff * params.cutoff;
   for (int64_t candidate = begin; candidate < end; ++candidate) {
     const int64_t source = candidates.source[candidate];
-    __builtin_prefetch(params.positions + 3 * candidates.source[std::min(candidate + ahead, candidates.n_edges - 1)]);
+    const int64_t next = candidates.source[std::min(candidate + ahead, candidates.n_edges - 1)];
+    if (static_cast<uint64_t>(next) < n_particles) __builtin_prefetch(params.positions + 3 * next);
     if (static_cast<uint64_t>(source) >= n_particles) refuse_source(params, source, candidate);
     Vector3 moved = {0.0, 0.0, 0.0};
     if (has_shifts) {
@@ -169,7 +170,8 @@ void NeighborFilterCpu::State::write(int64_t task, const NeighborOutputs& output
     for (uint64_t bits = words[static_cast<size_t>(w)].bits; bits != 0; bits &= bits - 1, ++place) {
       const int64_t candidate = w * word_bits + std::countr_zero(bits), opposite = candidates.reverse[candidate];
       const int64_t next = candidates.reverse[std::min(candidate + ahead, candidates.n_edges - 1)];
-      __builtin_prefetch(words.get() + next / word_bits);
+      if (static_cast<uint64_t>(next) < static_cast<uint64_t>(candidates.n_edges))
+        __builtin_prefetch(&words[static_cast<size_t>(next / word_bits)]);
       if (static_cast<uint64_t>(opposite) >= static_cast<uint64_t>(candidates.n_edges) || !is_kept(opposite)) {
         refuse_reverse(opposite, candidate);
       }

@@ -109,9 +109,9 @@ void place_run(const SlotArrays& slots, const SlotRun& run, double scale, const 
 template <class Key>
 void rank_keys(Key* key, int64_t n, int32_t* rank) {
   constexpr int width = kLanes<Key>;
-  bool is_ascending = true;
-  for (int64_t k = 0; k + 1 < n; ++k) is_ascending &= key[k] < key[k + 1];
-  if (is_ascending) {
+  int64_t n_ascending = 1;  // from the first key on; most rows end this soon
+  while (n_ascending < n && key[n_ascending - 1] < key[n_ascending]) ++n_ascending;
+  if (n_ascending >= n) {
     for (int64_t k = 0; k < n; ++k) rank[k] = static_cast<int32_t>(k);
     return;
   }

@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #endif
 
@@ -31,8 +32,11 @@ bool offer_to_system([[maybe_unused]] void* memory, [[maybe_unused]] size_t byte
 #endif
 }
 
+// None where addresses are limited: what is kept would be missing elsewhere.
 size_t max_kept_bytes() {
 #if defined(__linux__)
+  rlimit addresses;
+  if (getrlimit(RLIMIT_AS, &addresses) != 0 || addresses.rlim_cur != RLIM_INFINITY) return 0;
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page > 0) return static_cast<size_t>(pages) / 8 * static_cast<size_t>(page);
 #endif
@@ -61,19 +65,33 @@ class KeptBlocks {
     return taken;
   }
 
-  void keep(const Block& block) {
+  void keep(const Block& block) noexcept {
     if (block.bytes > limit_ || !offer_to_system(block.memory, block.bytes)) return std::free(block.memory);
     const std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_front(block);
+    try {
+      blocks_.push_front(block);
+    } catch (const std::bad_alloc&) {
+      return std::free(block.memory);
+    }
     kept_bytes_ += block.bytes;
-    while (kept_bytes_ > limit_) {
+    shrink(limit_);
+  }
+
+  // Their pages are the system's, but not their addresses, which can be short as well.
+  void give_up() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shrink(0);
+  }
+
+ private:
+  void shrink(size_t limit) noexcept {
+    while (kept_bytes_ > limit) {
       kept_bytes_ -= blocks_.back().bytes;
       std::free(blocks_.back().memory);
       blocks_.pop_back();
     }
   }
 
- private:
   std::mutex mutex_;
   std::list<Block> blocks_;
   size_t kept_bytes_ = 0;
@@ -92,7 +110,11 @@ Block new_block(size_t bytes) {
   if (alignment == huge_page) {
     if (const Block kept = kept_blocks().take(size); kept.memory != nullptr) return kept;
   }
-  char* const memory = static_cast<char*>(std::aligned_alloc(alignment, size));
+  char* memory = static_cast<char*>(std::aligned_alloc(alignment, size));
+  if (memory == nullptr) {
+    kept_blocks().give_up();
+    memory = static_cast<char*>(std::aligned_alloc(alignment, size));
+  }
   if (memory == nullptr) throw std::bad_alloc();
   if (alignment == huge_page) want_huge_pages(memory, size);
   return {memory, size};

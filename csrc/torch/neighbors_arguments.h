@@ -105,8 +105,11 @@ inline NeighborArguments check_neighbor_arguments(const at::Tensor& positions, c
   return arguments;
 }
 
+constexpr int64_t max_capacity = int64_t{1} << 48;  // 36 bytes for each still fit 64 bits, and no memory
+
 inline void check_capacity(int64_t capacity) {
   TORCH_CHECK_VALUE(capacity >= 0, "capacity: expected at least 0, got ", capacity);
+  TORCH_CHECK_VALUE(capacity <= max_capacity, "capacity: expected at most ", max_capacity, ", got ", capacity);
 }
 
 // What an update writes to: as neighbor_list_fixed made it.

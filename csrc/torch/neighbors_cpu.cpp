@@ -123,10 +123,12 @@ FixedEdges neighbor_list_fixed_cpu(const at::Tensor& positions, const at::Tensor
                                    const OptionalTensor& cutoffs) {
   check_capacity(capacity);
   const NeighborArguments arguments = check_neighbor_arguments(positions, cell, pbc, batch, cutoff, {types, cutoffs});
-  const FixedEdges edges = std::tuple_cat(new_large_edges(arguments, capacity, arguments.new_row_ptr()),
-                                          std::tuple(at::empty({1}, batch.options())));
-  find_fixed(arguments, edges);
-  return edges;
+  return with_value_errors([&] {
+    const FixedEdges edges = std::tuple_cat(new_large_edges(arguments, capacity, arguments.new_row_ptr()),
+                                            std::tuple(at::empty({1}, batch.options())));
+    find_fixed(arguments, edges);
+    return edges;
+  });
 }
 
 void neighbor_list_update_cpu(const at::Tensor& needed, const at::Tensor& positions, const at::Tensor& cell,

@@ -81,18 +81,22 @@ def neighbor_list(
         graph = glassconv.Graph.from_edge_index(np.zeros((2, 0), dtype=np.int64), len(a))
     # Their first atom is our receiver; the shift of an edge moves the receiver, theirs moves the second atom.
     j, i = graph.edge_index
-    S = -graph.shifts.astype(np.int64)
-    D = _vectors(positions, cell, i, j, S)
+    columns = {"i": i, "j": j}
+    if radii is not None or not {"S", "D", "d"}.isdisjoint(quantities):
+        columns["S"] = -graph.shifts.astype(np.int64)
+    if radii is not None or not {"D", "d"}.isdisjoint(quantities):
+        columns["D"] = _vectors(positions, cell, i, j, columns["S"])
     if radii is not None:
-        near = _squares(D) < np.square(radii[i] + radii[j])
-        i, j, S, D = i[near], j[near], S[near], D[near]
+        near = _squares(columns["D"]) < np.square(radii[i] + radii[j])
+        columns = {letter: column[near] for letter, column in columns.items()}
     if self_interaction:
         own = radii if radii is not None else reach if types is None else reach[types, types]
         atoms = np.flatnonzero(np.broadcast_to(own, len(a)))
-        rows = np.searchsorted(i, atoms)
-        i, j = np.insert(i, rows, atoms), np.insert(j, rows, atoms)
-        S, D = np.insert(S, rows, 0, axis=0), np.insert(D, rows, 0.0, axis=0)
-    columns = {"i": i, "j": j, "S": S, "D": D, "d": np.sqrt(_squares(D)) if "d" in quantities else None}
+        rows = np.searchsorted(columns["i"], atoms)
+        for letter, column in columns.items():
+            columns[letter] = np.insert(column, rows, atoms if letter in "ij" else 0, axis=0)
+    if "d" in quantities:
+        columns["d"] = np.sqrt(_squares(columns["D"]))
     chosen = tuple(columns[letter] for letter in quantities)
     return chosen[0] if len(chosen) == 1 else chosen
 

@@ -159,7 +159,14 @@ class EquivariantConv(torch.nn.Module):
 
         Returns:
             (N, irreps_out.dim).
+
+        Raises:
+            ValueError: in training mode, a graph with a capacity, whose padding the statistics over edges
+                would count; what `glassconv.conv` refuses.
         """
+        if self.training and graph.n_found is not None:
+            expected = "one without a capacity in training mode (batch statistics would count its padding)"
+            raise ValueError(f"graph: expected {expected}, got a capacity of {graph.n_edges}")
         if edge_features is None:
             edge_features = self.basis.features(vectors)
         hidden = self.radial(edge_features)

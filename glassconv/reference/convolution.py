@@ -60,7 +60,14 @@ def conv(
         out_i^{p,c}[m3] = sqrt(2 l_out + 1) SUM_{edges e into i} w_e^{p,c}
                           SUM_{m1,m2} C_p[m1,m2,m3] x_{source(e)}^c[m1] Y^{l_sh}_{m2}(vectors_e)
     """
-    source, receiver = graph.torch().edge_index
+    graph = graph.torch()
+    source, receiver = graph.edge_index
+    if graph.n_found is not None:  # the padding holds no nodes
+        is_edge = graph.edge_mask
+        source, receiver = source[is_edge], receiver[is_edge]
+        vectors, edge_sh, edge_weight, radial = (
+            None if value is None else value[is_edge] for value in (vectors, edge_sh, edge_weight, radial)
+        )
     if edge_weight is None:
         assert radial is not None
         assert mix is not None

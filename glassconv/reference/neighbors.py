@@ -151,7 +151,11 @@ def filter_edges(  # noqa: PLR0917 - the operator's arguments
     """
     if len(positions) == 0:
         return edge_index, shifts, row_ptr, reverse
-    ends = edge_index.clamp(min=0) if fixed else edge_index
+    ends = edge_index
+    if fixed:  # what was refused, or is padding, must not be an index either
+        ends, batch = edge_index.clamp(min=0), batch.clamp(0, len(cell) - 1)
+        if types is not None and cutoffs is not None:
+            types = types.clamp(0, len(cutoffs) - 1)
     keep = _closer(
         ends,
         shifts,
