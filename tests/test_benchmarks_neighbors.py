@@ -149,6 +149,7 @@ def run_benchmark(folder: Path, *options: str) -> subprocess.CompletedProcess[st
                "N1k and matscipy or memory", "-p", "no:cacheprovider", *options]  # fmt: skip
     # without the published configuration, with plugins of the folder
     environment = os.environ | {"GLASSCONV_SHARED_DATA": str(folder), "PYTHONPATH": str(folder)}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # whose benchmarks are disabled
     return subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

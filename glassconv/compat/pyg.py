@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,7 +135,7 @@ def _cell(data: Data, n_graphs: int) -> Tensor | None:
 
 def _tensor(name: str, value: object) -> Tensor:
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
 
