@@ -4,7 +4,6 @@
 // end. Each edge learns the rank of its opposite as soon as the later of the two rows is there, while both are near. Once all rows
 // are counted they are written, in the order of particles.
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 
 #include "neighbors_candidates.h"
