@@ -4,6 +4,12 @@
 
 #include <string.h>
 
+#include <type_traits>
+
+#if GLASSCONV_LANE_BYTES > 16
+#include <immintrin.h>
+#endif
+
 #include "../core/spherical_harmonics.h"
 
 #ifndef GLASSCONV_LANE_BYTES
@@ -13,14 +19,20 @@
 namespace glassconv {
 namespace GLASSCONV_ISA {
 
-template <class T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(GLASSCONV_LANE_BYTES)));
+template <class T, int bytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(bytes)));
 };
 template <class T>
-using Lanes = typename LanesOf<T>::type;
+using Lanes = typename VectorOf<T, GLASSCONV_LANE_BYTES>::type;
 template <class T>
 inline constexpr int kLanes = GLASSCONV_LANE_BYTES / static_cast<int>(sizeof(T));
+
+// Half a register of 16 floats, for the many networks of 8 channels: of the other types a register holds no more than that.
+template <class T>
+inline constexpr bool kHasHalf = kLanes<T> > 8;
+template <class T>
+using HalfLanes = typename VectorOf<T, kHasHalf<T> ? GLASSCONV_LANE_BYTES / 2 : GLASSCONV_LANE_BYTES>::type;
 
 template <>
 struct ScalarOf<Lanes<float>> {
@@ -30,7 +42,25 @@ template <>
 struct ScalarOf<Lanes<double>> {
   using type = double;
 };
+#if GLASSCONV_LANE_BYTES == 64
+template <>
+struct ScalarOf<HalfLanes<float>> {
+  using type = float;
+};
+#endif
+template <class V>
+inline constexpr int kWidth = static_cast<int>(sizeof(V) / sizeof(Scalar<V>));
 
+template <class V>
+GLASS_INLINE V load_vector(const Scalar<V>* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+GLASS_INLINE void store_vector(Scalar<V>* p, const V& v) {
+  memcpy(p, &v, sizeof v);
+}
 template <class T>
 GLASS_INLINE Lanes<T> load(const T* p) {
   Lanes<T> v;
@@ -41,23 +71,50 @@ template <class T>
 GLASS_INLINE void store(T* p, const Lanes<T>& v) {
   memcpy(p, &v, sizeof v);
 }
-// The first n < kLanes<T> lanes, by powers of two: no element beyond them is touched.
+// Past the caches, to an address aligned to the vector: for arrays that are written once and read much later.
 template <class T>
-GLASS_INLINE void store_first(T* p, const Lanes<T>& v, int n) {
-  alignas(64) T lane[kLanes<T>];
+GLASS_INLINE void stream(T* p, const Lanes<T>& v) {
+#if GLASSCONV_LANE_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif GLASSCONV_LANE_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+  store<T>(p, v);
+#endif
+}
+// The first n < kWidth<V> lanes, by powers of two: no element beyond them is touched.
+template <class V>
+GLASS_INLINE void store_first(Scalar<V>* p, const V& v, int n) {
+  using T = Scalar<V>;
+  constexpr int width = kWidth<V>;
+  alignas(64) T lane[width];
   memcpy(lane, &v, sizeof v);
   int done = 0;
-  if constexpr (kLanes<T> > 8) {
+  if constexpr (width > 8) {
     if (n & 8) memcpy(p, lane, 8 * sizeof(T)), done = 8;
   }
-  if constexpr (kLanes<T> > 4) {
+  if constexpr (width > 4) {
     if (n & 4) memcpy(p + done, lane + done, 4 * sizeof(T)), done += 4;
   }
-  if constexpr (kLanes<T> > 2) {
+  if constexpr (width > 2) {
     if (n & 2) memcpy(p + done, lane + done, 2 * sizeof(T)), done += 2;
   }
   if (n & 1) p[done] = lane[done];
 }
+// Keeps the first n lanes of a vector and puts 0 in the others, whatever they hold.
+template <class V>
+class KeepFirst {
+ public:
+  explicit KeepFirst(int n) {
+    for (int i = 0; i < kWidth<V>; ++i) bits_[i] = i < n ? -1 : 0;
+  }
+  GLASS_INLINE V operator()(const V& v) const { return reinterpret_cast<V>(reinterpret_cast<Bits>(v) & bits_); }
+
+ private:
+  using Integer = std::conditional_t<sizeof(Scalar<V>) == 4, int32_t, int64_t>;
+  using Bits = typename VectorOf<Integer, sizeof(V)>::type;
+  Bits bits_;
+};
 
 template <class T>
 struct LanewiseInverseNorm {
@@ -115,31 +172,23 @@ GLASS_INLINE void transpose(Lanes<T>* v) {
   transpose_step<T, 1>(v);
 }
 
-template <class T, int step>
-GLASS_INLINE void reduce_step(Lanes<T>* v) {
-  constexpr int n = kLanes<T>;
+template <class V, int step>
+GLASS_INLINE void reduce_step(V* v) {
+  constexpr int n = kWidth<V>;
   using Sequence = std::make_integer_sequence<int, n>;
   if constexpr (step < n) {
     for (int i = 0; i < n / (2 * step); ++i) {
-      const Lanes<T> a = v[2 * i], b = v[2 * i + 1];
+      const V a = v[2 * i], b = v[2 * i + 1];
       v[i] = exchange_low<step, n>(a, b, Sequence{}) + exchange_high<step, n>(a, b, Sequence{});
     }
-    reduce_step<T, 2 * step>(v);
+    reduce_step<V, 2 * step>(v);
   }
 }
-// out[i] += sum over the lanes of v[i], i < n. v is overwritten and must have room up to a multiple of kLanes<T>.
-template <class T>
-inline void add_lane_sums(Lanes<T>* v, int n, T* out) {
-  constexpr int width = kLanes<T>;
-  for (int i = n; i % width != 0; ++i) v[i] = Lanes<T>{};
-  for (int i = 0; i < n; i += width) {
-    reduce_step<T, 1>(v + i);
-    if (i + width <= n) {
-      store<T>(out + i, load<T>(out + i) + v[i]);
-    } else {
-      for (int k = i; k < n; ++k) out[k] += v[i][k - i];
-    }
-  }
+// Lane i of the result is the sum over the lanes of v[i], for kWidth<V> vectors, which are overwritten.
+template <class V>
+GLASS_INLINE V reduced(V* v) {
+  reduce_step<V, 1>(v);
+  return v[0];
 }
 
 }  // namespace GLASSCONV_ISA

@@ -16,20 +16,20 @@ struct HarmonicsWorker {
   int64_t* index;
 
   static HarmonicsWorker layout(const HarmonicsArrays<T>& arrays, Arena& arena) {
-    constexpr int64_t wide = kMaxHarmonics * kMaxBlocks, narrow = 3 * kMaxBlocks;
+    constexpr int64_t wide = kMaxHarmonics * kMaxBlocks<T>, narrow = 3 * kMaxBlocks<T>;
     return {&arrays,
             arena.take<Lanes<T>>(narrow),
             arena.take<Lanes<T>>(narrow),
             arena.take<Lanes<T>>(wide),
             arena.take<Lanes<T>>(narrow),
             arena.take<Lanes<T>>(wide),
-            arena.take<int64_t>(kMaxBlocks * kLanes<T>)};
+            arena.take<int64_t>(kMaxEdges)};
   }
 
   void task(int64_t number) {
-    memset(zeros, 0, sizeof(Lanes<T>) * kMaxHarmonics * kMaxBlocks);
+    memset(zeros, 0, sizeof(Lanes<T>) * kMaxHarmonics * kMaxBlocks<T>);
     const int64_t first = number * kVectorsPerTask, stop = first + kVectorsPerTask;
-    constexpr int64_t step = kMaxBlocks * kLanes<T>;
+    constexpr int64_t step = kMaxEdges;
     for (int64_t at = first; at < stop && at < arrays->n; at += step) {
       const int64_t end = stop < arrays->n ? stop : arrays->n;
       for (int64_t i = 0; i < step; ++i) index[i] = at + i < end ? at + i : -1;
@@ -40,24 +40,24 @@ struct HarmonicsWorker {
   void batch(int n_blocks) {
     const HarmonicsArrays<T>& a = *arrays;
     const int64_t width = n_harmonics(a.l_max);
-    gather<T>({a.vectors, 3, a.n}, index, n_blocks, 0, 3, vectors);
-    if (a.along != nullptr) gather<T>({a.along, 3, a.n}, index, n_blocks, 0, 3, along);
+    gather<T>({a.vectors, 3, a.n}, index, n_blocks, 3, vectors);
+    if (a.along != nullptr) gather<T>({a.along, 3, a.n}, index, n_blocks, 3, along);
     if (a.sh != nullptr) {
       if (a.along == nullptr) {
         harmonics_tile<T>(vectors, n_blocks, a.l_max, sh);
       } else {
         harmonics_derivative_tile<T>(vectors, along, n_blocks, a.l_max, sh);
       }
-      scatter<T>(sh, index, n_blocks, 0, width, {a.sh, width, a.n});
+      scatter<T>(sh, index, n_blocks, width, {a.sh, width, a.n});
     }
     if (a.grad_vectors != nullptr) {
-      gather<T>({a.grad_sh, width, a.n}, index, n_blocks, 0, width, sh);
+      gather<T>({a.grad_sh, width, a.n}, index, n_blocks, width, sh);
       if (a.along == nullptr) {
         harmonics_gradient_tile<T>(vectors, sh, nullptr, nullptr, n_blocks, a.l_max, grad_vectors);
       } else {
         harmonics_gradient_tile<T>(vectors, zeros, along, sh, n_blocks, a.l_max, grad_vectors);
       }
-      scatter<T>(grad_vectors, index, n_blocks, 0, 3, {a.grad_vectors, 3, a.n});
+      scatter<T>(grad_vectors, index, n_blocks, 3, {a.grad_vectors, 3, a.n});
     }
   }
 };
