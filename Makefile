@@ -4,7 +4,7 @@
 #   PIP_ARGS="..."         passed to every pip install, e.g. --extra-index-url with PyTorch's index of CPU builds
 #   PYTEST_ARGS="-k conv"  passed to pytest
 #   GLASSCONV_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see "Building" in README.md
-#   BENCH_ARGS=--quick     passed to the benchmark of the neighbor search
+#   BENCH_ARGS=--quick     passed to the benchmark of the neighbor search or of the convolution
 #   GPU_PYTHON=python3     interpreter for `make gpu`, with torch and a GPU; GPU_ARGS: its arguments
 
 SHELL := /bin/bash
@@ -39,7 +39,7 @@ CXX_SOURCES = $(shell find csrc tests/emulated -name '*.h' -o -name '*.cpp' -o -
 # One worker per core; a worker's own threads would only compete with the other workers. (Slow tests use all cores themselves.)
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 -o junit_family=xunit1
 
-.PHONY: help demo test ci-full lint format build emulated sanitized gpu static bench bench-neighbors clean
+.PHONY: help demo test ci-full lint format build emulated sanitized gpu static bench bench-neighbors bench-conv clean
 
 help:
 	@echo "make demo     train a small network on the packaged sample; metrics and plots in $(DEMO_OUT)"
@@ -50,6 +50,7 @@ help:
 	@echo "make gpu      checks on a GPU, with GPU_PYTHON and without .venv"
 	@echo "make static   the compiler's report of the CUDA kernels, in benchmarks/results/static"
 	@echo "make bench    benchmarks, with records in benchmarks/results;  make bench-neighbors: of the neighbor search alone"
+	@echo "make bench-conv  the benchmark of the convolution, beside e3nn and the machine's limits"
 	@echo "make clean    remove build products and caches (not .venv)"
 
 # pip is the last thing a new environment gets: without it the creation was interrupted.
@@ -123,6 +124,9 @@ bench: build $(PEERS_STAMP)
 
 bench-neighbors: build $(PEERS_STAMP)
 	$(PY) benchmarks/bench_neighbors.py $(BENCH_ARGS)
+
+bench-conv: build $(PEERS_STAMP)
+	$(PY) benchmarks/bench_convolution.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import convolution_peers
 import torch
-from e3nn import o3
+from convolution_peers import Conv, harmonics_of, weights
 from torch import Tensor
 
 import glassconv
-from glassconv import Graph
+from glassconv import Graph, Paths
 from gpu.convolution import N_NODES, inputs, workload
 from gpu.floors import ConvCase
 from gpu.run import Context, Failure, Skip, at_most
@@ -22,88 +23,14 @@ CASES = [ConvCase(3, 8, "so3", w) for w in ("explicit", "lowrank")] + [
     ConvCase(l_max, c, "so3", "explicit") for l_max, c in ((2, 8), (3, 32))
 ]
 TOLERANCE = 1e-5
-Conv = Callable[[dict[str, Tensor]], Tensor]
 
 
-def e3nn_product(case: ConvCase, device: torch.device) -> o3.TensorProduct:
-    """The tensor product of the case in e3nn, weights in our order."""
-    paths = case.paths
-    return o3.TensorProduct(
-        paths.irreps_in,
-        paths.irreps_sh,
-        paths.irreps_out,
-        list(paths.instructions),
-        shared_weights=False,
-        internal_weights=False,
-    ).to(device)
+def on_paths(make: Callable[[Paths, Graph], Conv]) -> Callable[[ConvCase, Graph], Conv]:
+    """A maker of the CPU's benchmark, for cases."""
+    return lambda case, graph: make(case.paths, graph)
 
 
-def harmonics(case: ConvCase, vectors: Tensor) -> Tensor:
-    """Harmonics as e3nn's users compute them; parity does not enter their values."""
-    degrees = [irrep.l for _, irrep in case.paths.irreps_sh]
-    return o3.spherical_harmonics(degrees, vectors, normalize=True, normalization="component")
-
-
-def weights(tensors: dict[str, Tensor]) -> Tensor:
-    """One weight per edge, path and channel."""
-    return tensors["edge_weight"] if "edge_weight" in tensors else tensors["radial"] @ tensors["mix"]
-
-
-def ours(case: ConvCase, graph: Graph) -> Conv:
-    """glassconv, through autograd like the others."""
-    paths = case.paths
-
-    def conv(tensors: dict[str, Tensor]) -> Tensor:
-        rest = {name: value for name, value in tensors.items() if name != "x"}
-        return glassconv.conv(tensors["x"], graph, paths, **rest)
-
-    return conv
-
-
-def e3nn_eager(case: ConvCase, graph: Graph) -> Conv:
-    """Gather, harmonics, tensor product, scatter."""
-    product = e3nn_product(case, graph.device)
-    source, receiver = graph.edge_index
-
-    def conv(tensors: dict[str, Tensor]) -> Tensor:
-        messages = product(tensors["x"][source], harmonics(case, tensors["vectors"]), weights(tensors))
-        return messages.new_zeros(graph.n_nodes, messages.shape[1]).index_add(0, receiver, messages)
-
-    return conv
-
-
-def e3nn_compiled(case: ConvCase, graph: Graph) -> Conv:
-    """The same through torch.compile."""
-    compiled: Conv = torch.compile(e3nn_eager(case, graph))
-    return compiled
-
-
-def cuequivariance(case: ConvCase, graph: Graph) -> Conv:
-    """Its channel-wise tensor product; without parities its order of paths is ours."""
-    import cuequivariance as cue
-    import cuequivariance_torch as cuet
-
-    def irreps(value: object) -> Any:
-        return cue.Irreps("SO3", str(value).replace("e", ""))
-
-    paths = case.paths
-    product = cuet.ChannelWiseTensorProduct(
-        irreps(paths.irreps_in),
-        irreps(paths.irreps_sh),
-        [irrep for _, irrep in irreps(paths.irreps_out)],
-        layout=cue.mul_ir,
-        shared_weights=False,
-        internal_weights=False,
-        device=graph.device,
-    )
-    source, receiver = graph.edge_index
-
-    def conv(tensors: dict[str, Tensor]) -> Tensor:
-        sh = harmonics(case, tensors["vectors"])
-        messages = product(tensors["x"][source], sh, weights(tensors))
-        return messages.new_zeros(graph.n_nodes, messages.shape[1]).index_add(0, receiver, messages)
-
-    return conv
+ours = on_paths(convolution_peers.glassconv_conv)
 
 
 def openequivariance(case: ConvCase, graph: Graph) -> Conv:
@@ -120,10 +47,10 @@ def openequivariance(case: ConvCase, graph: Graph) -> Conv:
         internal_weights=False,
     )
     product = oeq.TensorProductConv(problem, deterministic=False)
-    source, receiver = graph.edge_index
+    (source, receiver), harmonics = graph.edge_index, harmonics_of(paths)
 
     def conv(tensors: dict[str, Tensor]) -> Tensor:
-        sh = harmonics(case, tensors["vectors"])
+        sh = harmonics(tensors["vectors"])
         return product.forward(tensors["x"], sh, weights(tensors), receiver, source)
 
     return conv
@@ -142,21 +69,21 @@ def flashtp(case: ConvCase, graph: Graph) -> Conv:
         device=str(graph.device),
         dtype=torch.float32,
     )
-    source, receiver = (index.int() for index in graph.edge_index)
+    (source, receiver), harmonics = graph.edge_index.int(), harmonics_of(paths)
 
     def conv(tensors: dict[str, Tensor]) -> Tensor:
-        return product(tensors["x"], harmonics(case, tensors["vectors"]), weights(tensors), source, receiver)
+        return product(tensors["x"], harmonics(tensors["vectors"]), weights(tensors), source, receiver)
 
     return conv
 
 
 CONVOLUTIONS: dict[str, Callable[[ConvCase, Graph], Conv]] = {
     "glassconv": ours,
-    "e3nn": e3nn_eager,
-    "cuequivariance": cuequivariance,
+    "e3nn": on_paths(convolution_peers.e3nn),
+    "cuequivariance": on_paths(convolution_peers.cuequivariance),
     "openequivariance": openequivariance,
     "flashTP": flashtp,
-    "e3nn compiled": e3nn_compiled,
+    "e3nn compiled": on_paths(convolution_peers.e3nn_compiled),
 }
 
 

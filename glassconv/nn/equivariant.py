@@ -40,23 +40,25 @@ class Linear(e3nn.o3.Linear):
             warnings.simplefilter("ignore")
             super().__init__(given, wanted, _optimize_einsums=False)
         self._widths = [block.dim for block in given]
-        self._by_output = sorted(enumerate(self.instructions), key=lambda item: item[1].i_out)
+        # as numbers (torch.compile cannot read irreps): input block, weight, multiplicity, dimension, scale
+        self._by_output = [
+            (path.i_in, k, given[path.i_in].mul, given[path.i_in].ir.dim, path.path_weight)
+            for k, path in sorted(enumerate(self.instructions), key=lambda item: item[1].i_out)
+        ]
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
         blocks = features.split(self._widths, dim=1)
         weights = list(self.weight_views())
         outputs, n_rows = [], features.shape[0]
-        for k, instruction in self._by_output:
-            mul, ir = self.irreps_in[instruction.i_in]
-            block, weight = blocks[instruction.i_in], weights[k] * instruction.path_weight
-            if ir.dim == 1:
-                outputs.append(block @ weight)
-                continue
-            # channels last, so that components and nodes are rows of one matrix product
-            rows = block.reshape(n_rows, mul, ir.dim).transpose(1, 2).reshape(n_rows * ir.dim, mul)
-            mixed = (rows @ weight).reshape(n_rows, ir.dim, weight.shape[1])
-            outputs.append(mixed.transpose(1, 2).reshape(n_rows, ir.dim * weight.shape[1]))
+        for i_in, k, mul, dim, path_weight in self._by_output:
+            # channels last, so that components and nodes are rows of one matrix product; a copy for scalars
+            # too: what is kept for the derivatives is then the rows alone, not a view of all features
+            rows = blocks[i_in].reshape(n_rows, mul, dim).transpose(1, 2).reshape(n_rows * dim, mul)
+            # transposed, the product for the derivative in the weights is the quick one of two
+            weight = (weights[k] * path_weight).T.contiguous()
+            mixed = torch.nn.functional.linear(rows.contiguous(), weight).reshape(n_rows, dim, len(weight))
+            outputs.append(mixed.transpose(1, 2).reshape(n_rows, dim * len(weight)))
         return torch.cat(outputs, dim=1)
 
 
@@ -77,9 +79,12 @@ class BatchNorm(e3nn.nn.BatchNorm):
 
     def __init__(self, irreps: str | Irreps, eps: float = 1e-5, momentum: float = 0.5) -> None:
         super().__init__(Irreps(irreps), eps=eps, momentum=momentum)
+        # as numbers (torch.compile cannot read irreps): multiplicity, dimension, whether a scalar
+        self._blocks = [(mul, ir.dim, ir.is_scalar()) for mul, ir in self.irreps]
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, irreps.dim) -> (N, irreps.dim)."""
+        features = features.to(self.weight.dtype)  # under autocast they are narrower, and statistics are not
         if self.training and features.shape[0] > 0:
             mean = self._of_scalars(features.mean(dim=0))
             centered = features - self._to_columns_of_scalars(mean)
@@ -94,29 +99,33 @@ class BatchNorm(e3nn.nn.BatchNorm):
         return torch.addcmul(self._to_columns_of_scalars(self.bias), centered, self._to_columns(scale))
 
     def _of_scalars(self, columns: Tensor) -> Tensor:
-        return torch.cat(
-            [columns[block] for (_, ir), block in self._blocks() if ir.is_scalar()] or [columns[:0]]
-        )
+        blocks = columns.split([mul * dim for mul, dim, _ in self._blocks])
+        scalars = [block for block, (_, _, is_scalar) in zip(blocks, self._blocks, strict=True) if is_scalar]
+        return torch.cat(scalars or [columns[:0]])
 
     def _of_channels(self, columns: Tensor) -> Tensor:
+        blocks = columns.split([mul * dim for mul, dim, _ in self._blocks])
         return torch.cat(
-            [columns[block].reshape(mul, ir.dim).mean(dim=1) for (mul, ir), block in self._blocks()]
+            [
+                block.reshape(mul, dim).mean(dim=1)
+                for block, (mul, dim, _) in zip(blocks, self._blocks, strict=True)
+            ]
         )
 
     def _to_columns(self, channels: Tensor) -> Tensor:
-        parts = channels.split([mul for mul, _ in self.irreps])
+        parts = channels.split([mul for mul, _, _ in self._blocks])
         return torch.cat(
             [
-                part[:, None].expand(mul, ir.dim).reshape(-1)
-                for part, (mul, ir) in zip(parts, self.irreps, strict=True)
+                part[:, None].expand(mul, dim).reshape(-1)
+                for part, (mul, dim, _) in zip(parts, self._blocks, strict=True)
             ]
         )
 
     def _to_columns_of_scalars(self, scalars: Tensor) -> Tensor:
-        parts = iter(scalars.split([mul for mul, ir in self.irreps if ir.is_scalar()]))
+        parts = iter(scalars.split([mul for mul, _, is_scalar in self._blocks if is_scalar]))
         return torch.cat(
-            [next(parts) if ir.is_scalar() else scalars.new_zeros(mul * ir.dim) for mul, ir in self.irreps]
+            [
+                next(parts) if is_scalar else scalars.new_zeros(mul * dim)
+                for mul, dim, is_scalar in self._blocks
+            ]
         )
-
-    def _blocks(self) -> list[tuple[tuple[int, e3nn.o3.Irrep], slice]]:
-        return list(zip(self.irreps, self.irreps.slices(), strict=True))

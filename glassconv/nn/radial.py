@@ -210,7 +210,7 @@ class RadialNetwork(torch.nn.Module):
             mean, var = self.running_mean.double(), self.running_var.double()
         scale = self.scale.double() * (var.clamp(min=0) + self.eps).rsqrt()
         matrix = torch.cat([(scale[:, None] * weight).T, (self.shift.double() - scale * mean)[None]])
-        return torch.relu(features.values @ matrix.to(features.values.dtype))
+        return torch.relu_(features.values @ matrix.to(features.values.dtype))  # in place: one array (E, H)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, unbiased_var: Tensor) -> None:

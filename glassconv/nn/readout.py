@@ -21,10 +21,19 @@ def invariants(h: Tensor, irreps: Irreps) -> Tensor:
     Returns:
         (N, irreps.num_irreps), in the order of the channels. The norm has derivatives 0 at a zero vector.
     """
+    return _invariants(h, _blocks(irreps))
+
+
+def _blocks(irreps: Irreps) -> list[tuple[int, int, bool]]:
+    """Multiplicity, dimension and whether it is a scalar, of each block: torch.compile cannot read irreps."""
+    return [(mul, ir.dim, ir.is_scalar()) for mul, ir in irreps]
+
+
+def _invariants(h: Tensor, blocks: list[tuple[int, int, bool]]) -> Tensor:
     columns = []
-    for (mul, ir), block in zip(irreps, irreps.slices(), strict=True):
-        channels = h[:, block]
-        columns.append(channels if ir.is_scalar() else safe_norm(channels.reshape(-1, mul, ir.dim)))
+    channels_of = h.split([mul * dim for mul, dim, _ in blocks], dim=1)
+    for (mul, dim, is_scalar), channels in zip(blocks, channels_of, strict=True):
+        columns.append(channels if is_scalar else safe_norm(channels.reshape(-1, mul, dim)))
     return torch.cat(columns, dim=1)
 
 
@@ -40,6 +49,7 @@ class Readout(torch.nn.Module):
     def __init__(self, irreps_in: str | Irreps, n_types: int, n_outputs: int) -> None:
         super().__init__()
         self.irreps_in = Irreps(irreps_in)
+        self._blocks = _blocks(self.irreps_in)
         n_invariants = self.irreps_in.num_irreps
         bound = 1 / sqrt(n_invariants)
         self.weight = torch.nn.Parameter(
@@ -49,7 +59,7 @@ class Readout(torch.nn.Module):
 
     def forward(self, h: Tensor, types: Tensor) -> Tensor:
         """Node features (N, irreps_in.dim) and types (N,) int64 -> (N, n_outputs)."""
-        z = invariants(h, self.irreps_in)
+        z = _invariants(h, self._blocks)
         per_type = torch.einsum("nz,szt->nst", z, self.weight) + self.bias
         # a masked sum, not an index: its gradient is a product, deterministic on every device
         is_type = torch.nn.functional.one_hot(types, self.weight.shape[0]).to(per_type.dtype)
