@@ -28,11 +28,13 @@ def is_sorted(values: Tensor) -> bool:
 def check_edges(edges: Any, n_nodes: Any) -> tuple[Tensor, int]:
     """``edge_index (2, n_edges)`` and ``n_nodes`` of a graph that is given."""
     is_bool = isinstance(n_nodes, bool)  # which Python counts among the integers
-    if is_bool or not isinstance(n_nodes, numbers.Integral):
+    if is_bool or not isinstance(n_nodes, numbers.Integral | torch.SymInt):
         raise ValueError(f"n_nodes: expected an integer, got {n_nodes!r}")
-    n_nodes = int(n_nodes)
+    is_traced = torch.compiler.is_compiling()  # what runs later looks at the values, and sizes stay symbols
+    if not is_traced:
+        n_nodes = int(n_nodes)
     # the product of two nodes is a sort key of 64 bits
-    if not 0 <= n_nodes <= _INT32_MAX:
+    if not is_traced and not 0 <= n_nodes <= _INT32_MAX:
         raise ValueError(f"n_nodes: expected a number of nodes from 0 to {_INT32_MAX}, got {n_nodes}")
     edge_index = tensor_with_values("edge_index", edges)
     if isinstance(edges, list | tuple) and edge_index.numel() == 0:
@@ -42,7 +44,9 @@ def check_edges(edges: Any, n_nodes: Any) -> tuple[Tensor, int]:
     if edge_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"edge_index: expected int64 or int32, got {edge_index.dtype}")
     outside = (edge_index < 0) | (edge_index >= n_nodes)
-    if bool(outside.any()):
+    if is_traced:
+        torch._assert_async(~outside.any(), "edge_index: expected nodes from 0 to n_nodes - 1, got others")
+    elif bool(outside.any()):
         edge = int(outside.any(dim=0).nonzero()[0])
         pair = edge_index[:, edge].tolist()
         raise ValueError(f"edge_index: expected nodes from 0 to {n_nodes - 1}, got {pair} at edge {edge}")
@@ -58,7 +62,9 @@ def check_shifts(given: Any, n_edges: int) -> Tensor:
         raise ValueError(f"shifts: expected signed integers (unit: cell vectors), got {shifts.dtype}")
     # two comparisons: the smallest integer has no absolute value
     outside = (shifts.to(torch.int64) > _INT32_MAX) | (shifts.to(torch.int64) < -_INT32_MAX)
-    if bool(outside.any()):
+    if torch.compiler.is_compiling():
+        torch._assert_async(~outside.any(), f"shifts: expected magnitudes up to {_INT32_MAX}, got others")
+    elif bool(outside.any()):
         edge = int(outside.any(dim=1).nonzero()[0])
         got = shifts[edge].tolist()
         raise ValueError(f"shifts: expected magnitudes up to {_INT32_MAX}, got {got} at edge {edge}")

@@ -12,6 +12,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from glassconv import _native
+from glassconv._autocast import autocasts, widened
 from glassconv._compile import constant_when_compiled
 from glassconv.graph import Graph
 from glassconv.paths import PathEntry, Paths
@@ -159,6 +160,18 @@ def conv(
     Source: e3nn 0.6 `o3.TensorProduct`; the same definition, readable, is `glassconv.reference.conv`.
 
     """
+    if autocasts(x):
+        with torch.autocast(x.device.type, enabled=False):
+            return conv(
+                widened(x),
+                graph,
+                paths,
+                vectors=widened(vectors),
+                edge_sh=widened(edge_sh),
+                edge_weight=widened(edge_weight),
+                radial=widened(radial),
+                mix=widened(mix),
+            )
     if not isinstance(graph, Graph):
         raise TypeError(f"graph: expected glassconv.Graph, got {type(graph).__name__}")
     graph = graph.torch()
@@ -169,7 +182,7 @@ def conv(
     _check_exactly_one("edge_weight, (radial and mix)", (edge_weight is not None) + low_rank)
     if low_rank and (radial is None or mix is None):
         raise ValueError(f"radial, mix: expected both, got only {'mix' if radial is None else 'radial'}")
-    n_nodes, n_edges = graph.n_nodes, graph.edge_index.shape[1]
+    n_nodes, n_edges = graph._n_rows(), graph.edge_index.shape[1]
     _check("x", x, ("n_nodes", "paths.irreps_in.dim"), (n_nodes, paths.dim_in), x)
     if graph.edge_index.device != x.device:
         raise ValueError(f"graph: expected the device of x, {x.device}, got {graph.edge_index.device}")
@@ -195,14 +208,14 @@ def conv(
             None if value is None else torch.where(is_edge, value, 0.0)
             for value in (vectors, edge_sh, edge_weight, radial)
         )
-        if not (runs_natively and x.is_cuda):  # kernels for a GPU end where the rows do
-            x, graph = _with_sink(x, graph)
+        # kernels for a GPU end where the rows do
+        x, graph = (x, graph) if runs_natively and x.is_cuda else _with_sink(x, graph)
     out: Tensor
     if not runs_natively:
         out = _reference_conv(
             x, graph, paths, vectors=vectors, edge_sh=edge_sh, edge_weight=edge_weight, radial=radial, mix=mix
         )
-        return out if len(out) == n_nodes else out[:n_nodes]
+        return out if out.shape[0] == n_nodes else out[:n_nodes]
     out = torch.ops.glassconv.conv(
         x,
         edge_sh if vectors is None else vectors,
@@ -216,7 +229,7 @@ def conv(
         paths.spec,
         vectors is None,
     )
-    return out if len(out) == n_nodes else out[:n_nodes]
+    return out if out.shape[0] == n_nodes else out[:n_nodes]
 
 
 def spherical_harmonics(vectors: Tensor, l_max: SupportsIndex, normalization: str = "component") -> Tensor:
@@ -243,6 +256,9 @@ def spherical_harmonics(vectors: Tensor, l_max: SupportsIndex, normalization: st
     Source: e3nn 0.6 `o3.spherical_harmonics`, whose default normalization is 'integral'.
 
     """
+    if autocasts(vectors):
+        with torch.autocast(vectors.device.type, enabled=False):
+            return spherical_harmonics(widened(vectors), l_max, normalization)
     _check("vectors", vectors, ("n_edges", "3"), (_n_rows(vectors), 3), vectors)
     l_max = checked_arguments(l_max, normalization)
     if not _runs_natively(vectors):

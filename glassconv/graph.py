@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from glassconv._arrays import Array, as_tensor, in_kind_of, kind_of
+from glassconv._autocast import autocasts
+from glassconv._compile import register_container
 from glassconv._edges import check_edges, check_shifts, is_sorted, offsets_of, reverse_edges
 
 __all__ = ["Graph"]
@@ -96,7 +98,12 @@ class Graph:
     @property
     def n_edges(self) -> int:
         """Number of directed edges; for graphs with a capacity, that capacity."""
-        return int(self.edge_index.shape[1])
+        n_edges: int = self.edge_index.shape[1]  # not int() of it, which torch.export takes for a constant
+        return n_edges
+
+    def _n_rows(self) -> int:
+        """`n_nodes`; to a compiler the size of an array, which unlike a number can be marked as dynamic."""
+        return self.row_ptr.shape[0] - 1 if torch.compiler.is_compiling() else self.n_nodes
 
     @cached_property
     def has_shifts(self) -> bool:
@@ -196,8 +203,9 @@ class Graph:
         r = as_tensor("positions", positions, self.device)
         if isinstance(positions, list | tuple) and r.dtype == torch.int64:  # as the search takes them
             r = r.to(torch.float64)
-        if r.shape != (self.n_nodes, 3):
-            raise ValueError(f"positions: expected shape ({self.n_nodes}, 3), got {tuple(r.shape)}")
+        n_nodes = self._n_rows()
+        if r.shape != (n_nodes, 3):
+            raise ValueError(f"positions: expected shape ({n_nodes}, 3), got {tuple(r.shape)}")
         if r.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"positions: expected float32 or float64, got {r.dtype}")
         if r.device != self.device:
@@ -237,12 +245,12 @@ class Graph:
         if cell.ndim == 1:
             return shifts * cell
         if self.batch is None:
-            return shifts @ cell
+            return _times(shifts, cell)
         systems = self.batch.index_select(0, receiver)
         if self.n_found is not None:  # a batch that was refused is kept as it is
             systems = systems.clamp(0, n - 1)
         edge_cell = cell.index_select(0, systems)
-        return torch.einsum("ea,eab->eb", shifts, edge_cell) if cell.ndim == 3 else shifts * edge_cell
+        return _times(shifts, edge_cell) if cell.ndim == 3 else shifts * edge_cell
 
     @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Graph:
@@ -279,7 +287,6 @@ class Graph:
         return tensors if convert is None else tensors._map_tensors(convert, tensors)
 
     @classmethod
-    @torch.inference_mode(False)
     def from_edge_index(cls, edge_index: Any, n_nodes: int, shifts: Any = None) -> Graph:
         """A graph from edges of any origin, in any order, symmetric or not, duplicates allowed.
 
@@ -289,6 +296,9 @@ class Graph:
             n_nodes: number of nodes, below 2**31.
             shifts: (n_edges, 3) signed integers up to 2**31 - 1, lattice translations; zero when None.
                 Copied as well.
+
+        In what ``torch.compile`` and ``torch.export`` trace, edges and shifts are tensors, a node outside is
+        a RuntimeError of the traced program, and the graph has a ``perm`` always, ``reverse`` never.
 
         Returns:
             A graph whose edges are in the caller's order; rows address them through ``perm``. Its arrays are
@@ -302,7 +312,40 @@ class Graph:
         >>> graph.row_ptr
         array([0, 2, 3, 3])
         """
-        given = edge_index
+        if torch.compiler.is_compiling():
+            return cls._traced(edge_index, n_nodes, shifts)
+        with torch.inference_mode(False):
+            return cls._from_edges(edge_index, n_nodes, shifts)
+
+    @classmethod
+    def _traced(cls, edge_index: Tensor, n_nodes: int, shifts: Tensor | None) -> Graph:
+        """`from_edge_index` without a look at the values, of which nothing is known yet."""
+        edge_index, n_nodes = check_edges(edge_index, n_nodes)
+        edge_index = edge_index.to(torch.int64)
+        is_shifted = None if shifts is not None else False
+        if shifts is None:
+            shifts = torch.zeros(edge_index.shape[1], 3, dtype=torch.int32, device=edge_index.device)
+        else:
+            shifts = check_shifts(shifts, edge_index.shape[1]).to(edge_index.device, torch.int32)
+        nodes = torch.arange(n_nodes + 1, device=edge_index.device)
+        receiver, perm = torch.sort(edge_index[1], stable=True)
+        row_source = edge_index[0].index_select(0, perm)
+        source, transpose_slots = torch.sort(row_source, stable=True)
+        return cls(
+            edge_index=edge_index,
+            shifts=shifts,
+            row_ptr=torch.searchsorted(receiver, nodes),
+            reverse=None,
+            perm=perm,
+            n_nodes=n_nodes,
+            row_source=row_source,
+            transpose_ptr=torch.searchsorted(source, nodes),
+            transpose_slots=transpose_slots,
+            _has_shifts=is_shifted,
+        )
+
+    @classmethod
+    def _from_edges(cls, given: Any, n_nodes: int, shifts: Any) -> Graph:
         edge_index, n_nodes = check_edges(given, n_nodes)
         # A graph is immutable: none of its memory is the caller's.
         edge_index = edge_index.to(torch.int64, copy=True).contiguous()
@@ -412,6 +455,13 @@ class Graph:
         return self if self._tensors is None else self._tensors
 
 
+def _times(shifts: Tensor, cell: Tensor) -> Tensor:
+    """Each shift (n_edges, 3) times the cell (3, 3), or times its own of (n_edges, 3, 3)."""
+    if autocasts(shifts):  # it would round the factors of a matrix product, in the backward pass as well
+        return (shifts[:, :, None] * cell).sum(dim=1)
+    return shifts @ cell if cell.ndim == 2 else torch.einsum("ea,eab->eb", shifts, cell)
+
+
 def _offsets(counts: list[int]) -> tuple[list[int], int]:
     """Where each of several consecutive ranges begins, and the end of the last."""
     *starts, end = itertools.accumulate(counts, initial=0)
@@ -430,3 +480,17 @@ def _graphs(graphs: Any) -> list[Graph]:
         if graph.n_found is not None:
             raise ValueError(f"graphs: expected graphs without a capacity, got one with it at index {index}")
     return listed
+
+
+def _n_nodes(fields: dict[str, Any]) -> Any:
+    row_ptr = fields["row_ptr"]
+    return row_ptr.shape[0] - 1 if hasattr(row_ptr, "shape") else 0  # anything may stand for a tensor
+
+
+register_container(
+    Graph,
+    "glassconv.Graph",
+    fixed=("_has_shifts",),
+    free=("cutoff", "n_systems"),
+    derived={"n_nodes": _n_nodes},
+)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glassconv import Graph
+from glassconv._compile import register_container
 from glassconv.nn.radial import EdgeFeatures
 
 
@@ -43,12 +44,12 @@ class Batch:
     @property
     def n_nodes(self) -> int:
         """Number of particles N, over all configurations."""
-        return int(self.types.shape[0])
+        return self.types.shape[0]
 
     @property
     def n_edges(self) -> int:
         """Number of edges E, over all configurations."""
-        return int(self.vectors.shape[0])
+        return self.vectors.shape[0]
 
     def __len__(self) -> int:
         """Number of configurations."""
@@ -126,3 +127,7 @@ class Batch:
             f"Batch(configurations={len(self)}, n_nodes={self.n_nodes}, n_edges={self.n_edges}, "
             f"dtype={self.vectors.dtype}, device={self.vectors.device}, layout={self.layout!r})"
         )
+
+
+register_container(EdgeFeatures, "glassconv.nn.EdgeFeatures")
+register_container(Batch, "glassconv.nn.Batch", fixed=("layout",), free=("sizes",))

@@ -64,6 +64,7 @@ class SE3GNN(torch.nn.Module):
 
     Attributes:
         metadata: anything JSON can hold; saved and loaded with the network.
+        layout: what a prepared `Batch` depends on; networks of equal layout read the same batches.
     """
 
     def __init__(
@@ -124,6 +125,11 @@ class SE3GNN(torch.nn.Module):
         self.inputs = inputs
         self.scalars = tuple(name for name in inputs if name != "type")
         self.basis = RadialBasis(radial_basis, n_radial, self.cutoff, cutoff_power)
+        # kept, because torch.compile cannot put a number that it takes as dynamic into a string
+        self.layout = (
+            f"{positions} positions, cutoff {self.cutoff:g}, {n_radial} {radial_basis} functions, "
+            f"cutoff power {cutoff_power}, inputs {'+'.join(inputs)}"
+        )
         n_input = (n_types if "type" in inputs else 0) + len(self.scalars)
         self.irreps_input = Irreps([(n_input, (0, 1))])
         convolution = {
@@ -154,15 +160,6 @@ class SE3GNN(torch.nn.Module):
         self.register_buffer("input_std", torch.ones(n_types, len(self.scalars)))
         self.register_buffer("target_mean", torch.zeros(n_types, n_outputs))
         self.register_buffer("target_std", torch.ones(n_types, n_outputs))
-
-    @property
-    def layout(self) -> str:
-        """What a prepared `Batch` depends on; networks of equal layout read the same batches."""
-        basis = self.basis
-        return (
-            f"{self.positions} positions, cutoff {self.cutoff:g}, {basis.n_radial} {basis.kind} functions, "
-            f"cutoff power {basis.cutoff_power}, inputs {'+'.join(self.inputs)}"
-        )
 
     @property
     def dtype(self) -> torch.dtype:

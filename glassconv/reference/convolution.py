@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from glassconv._compile import constant_when_compiled
 from glassconv.reference.spherical_harmonics import spherical_harmonics
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def _scaled_wigner_3j(l_in: int, l_sh: int, l_out: int) -> Any:
     from e3nn import o3
 
-    return (sqrt(2 * l_out + 1) * o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64, device="cpu")).tolist()
+    with _disable_current_modes():  # torch.export would trace how e3nn computes them
+        wigner = o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64, device="cpu")
+        return (sqrt(2 * l_out + 1) * wigner).tolist()
 
 
 @cache
@@ -35,7 +38,8 @@ def coupling(l_in: int, l_sh: int, l_out: int, dtype: torch.dtype, device: torch
 
     Computed in float64 and rounded once, whatever the default dtype.
     """
-    if torch.compiler.is_compiling():  # tracing sees through caches; numbers it can take as constants
+    # tracing sees through caches, or would leave its own tensors in them; numbers it can take as constants
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return torch.tensor(_scaled_wigner_3j(l_in, l_sh, l_out), dtype=dtype, device=device)
     return _kept_coupling(l_in, l_sh, l_out, dtype, device)
 
@@ -88,6 +92,6 @@ def conv(
         wigner = coupling(path.l_in, path.l_sh, path.l_out, x.dtype, x.device)
         matrix = torch.einsum("ej,ijk->eik", angular, wigner)
         message = weight[:, :, None] * torch.einsum("eci,eik->eck", features, matrix)
-        block = message.new_zeros(graph.n_nodes, path.mul * dim_out)
+        block = message.new_zeros(x.shape[0], path.mul * dim_out)
         out.append((path.out_offset, block.index_add(0, receiver, message.reshape(-1, path.mul * dim_out))))
     return torch.cat([block for _, block in sorted(out, key=lambda item: item[0])], dim=1)
